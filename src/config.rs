@@ -1,0 +1,417 @@
+//! The configuration: one typed tree, unknown keys refused at every depth, checked whole before anything starts.
+//!
+//! A TOML file (`--config`), then the command line's flags. The environment is read here and nowhere else: for provider
+//! credentials (`env:NAME` references) and for the `.env` file beside the configuration.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A secret value, which prints as `***`.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(value: String) -> Self {
+        Self(value)
+    }
+
+    /// The value itself, for the one place that sends it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("***")
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot read {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path} is not a valid configuration: {detail}")]
+    Parse { path: PathBuf, detail: String },
+    #[error("{key} = {value}: {problem}")]
+    Invalid { key: &'static str, value: String, problem: &'static str },
+}
+
+/// The whole tree. Every key has a default, so an empty file is the laptop's configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Name of this process among all; default: host name and process id.
+    pub instance: String,
+    pub kafka: Kafka,
+    pub registry: Registry,
+    pub clickhouse: ClickHouse,
+    pub facade: Facade,
+    pub admin: Admin,
+    pub processor: Processor,
+    pub projection: Projection,
+    pub sink: Sink,
+    pub providers: Providers,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kafka {
+    /// `host:port`, comma separated.
+    pub brokers: String,
+    /// What the names of all our topics and consumer groups begin with.
+    pub topic_prefix: String,
+    /// How long a record may wait for its acknowledgement.
+    pub message_timeout_ms: u64,
+    /// Most bytes of records that wait for their acknowledgement.
+    pub producer_buffer_kbytes: u32,
+    /// Without a heartbeat for so long, a consumer loses its partitions.
+    pub session_timeout_ms: u64,
+    /// Largest record.
+    pub record_bytes_max: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Registry {
+    /// Base URL of the Confluent-compatible API.
+    pub url: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClickHouse {
+    /// HTTP address.
+    pub url: String,
+    pub database: String,
+    pub user: String,
+    pub password: Option<Secret>,
+    /// How long one insert or query may take.
+    pub timeout_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Facade {
+    pub listen: SocketAddr,
+    /// Largest request body.
+    pub body_bytes_max: usize,
+    /// Most requests that wait for answers here; more get 503.
+    pub requests_max: usize,
+    /// Most bytes of an answer that wait for a slow client.
+    pub slot_bytes_max: usize,
+    /// Time between keep-alive comments while a stream waits.
+    pub keep_alive_ms: u64,
+    /// Deadline of a request that names none.
+    pub timeout_ms: u64,
+    /// How long streams may go on after SIGTERM.
+    pub drain_ms: u64,
+    /// The partition of `responses` to listen on; default: by the instance's name.
+    pub responses_partition: Option<i32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// Health and metrics.
+    pub listen: SocketAddr,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Processor {
+    /// Most provider calls under way in this process.
+    pub calls_max: usize,
+    /// Most of them that one organization may hold, in percent.
+    pub organization_share_percent: u8,
+    /// Largest request body.
+    pub body_bytes_max: usize,
+    /// Deadline of a request that names none.
+    pub timeout_ms: u64,
+    /// Latest deadline of any request.
+    pub timeout_max_ms: u64,
+    /// How long a clean stop waits for the calls under way.
+    pub drain_ms: u64,
+    /// Most bytes of a dead letter's payload that are kept.
+    pub dead_letter_bytes_max: usize,
+    /// How often offsets are committed.
+    pub offset_commit_ms: u64,
+    /// How often the partitions' clocks tick.
+    pub tick_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Projection {
+    /// How often offsets are committed.
+    pub offset_commit_ms: u64,
+    /// Most usage records that wait for their acknowledgement.
+    pub in_flight_max: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sink {
+    /// Rows after which a batch is inserted.
+    pub batch_rows: usize,
+    /// Time after which a batch is inserted.
+    pub batch_ms: u64,
+    /// Wait before an insert is tried again: first, and at the most.
+    pub retry_min_ms: u64,
+    pub retry_max_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Providers {
+    /// Every deployment is called at this OpenAI-compatible base URL, without credentials.
+    pub upstream_override: Option<String>,
+    /// Where deployments are called whose credential is not in the environment.
+    pub simulator_url: Option<String>,
+    pub connect_timeout_ms: u64,
+    pub first_token_timeout_ms: u64,
+    pub between_tokens_timeout_ms: u64,
+    /// Largest answer that is not streamed.
+    pub answer_bytes_max: usize,
+    /// Largest single event of a stream.
+    pub event_bytes_max: usize,
+    /// Credentials by reference (`env:NAME`), filled from the environment, never from the file.
+    #[serde(skip_deserializing)]
+    pub credentials: BTreeMap<String, Secret>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            instance: format!("tollstream-{}", std::process::id()),
+            kafka: Kafka::default(),
+            registry: Registry::default(),
+            clickhouse: ClickHouse::default(),
+            facade: Facade::default(),
+            admin: Admin::default(),
+            processor: Processor::default(),
+            projection: Projection::default(),
+            sink: Sink::default(),
+            providers: Providers::default(),
+        }
+    }
+}
+
+impl Default for Kafka {
+    fn default() -> Self {
+        Self {
+            brokers: "127.0.0.1:9092".into(),
+            topic_prefix: String::new(),
+            message_timeout_ms: 15_000,
+            producer_buffer_kbytes: 32_768,
+            session_timeout_ms: 10_000,
+            record_bytes_max: 8 << 20,
+        }
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self { url: "http://127.0.0.1:8081/apis/ccompat/v7".into() }
+    }
+}
+
+impl Default for ClickHouse {
+    fn default() -> Self {
+        Self {
+            url: "http://127.0.0.1:8123".into(),
+            database: "tollstream".into(),
+            user: "default".into(),
+            password: None,
+            timeout_ms: 30_000,
+        }
+    }
+}
+
+impl Default for Facade {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 4000)),
+            body_bytes_max: 4 << 20,
+            requests_max: 20_000,
+            slot_bytes_max: 1 << 20,
+            keep_alive_ms: 15_000,
+            timeout_ms: 300_000,
+            drain_ms: 10_000,
+            responses_partition: None,
+        }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 4001)) }
+    }
+}
+
+impl Default for Processor {
+    fn default() -> Self {
+        Self {
+            calls_max: 4_096,
+            organization_share_percent: 50,
+            body_bytes_max: 4 << 20,
+            timeout_ms: 300_000,
+            timeout_max_ms: 3_600_000,
+            drain_ms: 10_000,
+            dead_letter_bytes_max: 64 << 10,
+            offset_commit_ms: 1_000,
+            tick_ms: 100,
+        }
+    }
+}
+
+impl Default for Projection {
+    fn default() -> Self {
+        Self { offset_commit_ms: 1_000, in_flight_max: 10_000 }
+    }
+}
+
+impl Default for Sink {
+    fn default() -> Self {
+        Self { batch_rows: 10_000, batch_ms: 1_000, retry_min_ms: 100, retry_max_ms: 10_000 }
+    }
+}
+
+impl Default for Providers {
+    fn default() -> Self {
+        Self {
+            upstream_override: None,
+            simulator_url: None,
+            connect_timeout_ms: 5_000,
+            first_token_timeout_ms: 60_000,
+            between_tokens_timeout_ms: 30_000,
+            answer_bytes_max: 8 << 20,
+            event_bytes_max: 1 << 20,
+            credentials: BTreeMap::new(),
+        }
+    }
+}
+
+/// Milliseconds of the tree as a duration.
+pub const fn millis(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+impl Config {
+    /// Reads the file, or takes the defaults.
+    pub fn load(path: Option<&Path>) -> Result<Self, Error> {
+        let Some(path) = path else { return Ok(Self::default()) };
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        toml::from_str(&text).map_err(|e| Error::Parse { path: path.to_owned(), detail: e.to_string() })
+    }
+
+    /// Checks what types cannot say.
+    pub fn validate(&self) -> Result<(), Error> {
+        let positive: [(&'static str, u64); 10] = [
+            ("kafka.message_timeout_ms", self.kafka.message_timeout_ms),
+            ("facade.requests_max", self.facade.requests_max as u64),
+            ("facade.slot_bytes_max", self.facade.slot_bytes_max as u64),
+            ("facade.keep_alive_ms", self.facade.keep_alive_ms),
+            ("facade.timeout_ms", self.facade.timeout_ms),
+            ("processor.calls_max", self.processor.calls_max as u64),
+            ("processor.tick_ms", self.processor.tick_ms),
+            ("sink.batch_rows", self.sink.batch_rows as u64),
+            ("sink.batch_ms", self.sink.batch_ms),
+            ("sink.retry_min_ms", self.sink.retry_min_ms),
+        ];
+        for (key, value) in positive {
+            if value == 0 {
+                return Err(Error::Invalid { key, value: value.to_string(), problem: "must be more than 0" });
+            }
+        }
+        let share = self.processor.organization_share_percent;
+        if share == 0 || share > 100 {
+            let key = "processor.organization_share_percent";
+            return Err(Error::Invalid { key, value: share.to_string(), problem: "must be from 1 to 100" });
+        }
+        for (key, url) in [("registry.url", &self.registry.url), ("clickhouse.url", &self.clickhouse.url)] {
+            if !url.starts_with("http://") && !url.starts_with("https://") {
+                let problem = "must begin with http:// or https://";
+                return Err(Error::Invalid { key, value: url.clone(), problem });
+            }
+        }
+        if self.kafka.record_bytes_max < self.facade.body_bytes_max + 65_536 {
+            let problem = "must be at least facade.body_bytes_max + 65536";
+            let value = self.kafka.record_bytes_max.to_string();
+            return Err(Error::Invalid { key: "kafka.record_bytes_max", value, problem });
+        }
+        Ok(())
+    }
+
+    /// Resolves `env:NAME` references against the environment, then against the `.env` file of the working directory.
+    pub fn resolve_credentials<'a>(&mut self, references: impl Iterator<Item = &'a str>) {
+        let dotenv = std::fs::read_to_string(".env").map(|text| parse_dotenv(&text)).unwrap_or_default();
+        for reference in references {
+            let Some(name) = reference.strip_prefix("env:") else { continue };
+            let value = std::env::var(name).ok().or_else(|| dotenv.get(name).cloned());
+            if let Some(value) = value.filter(|value| !value.trim().is_empty()) {
+                self.providers.credentials.insert(reference.to_owned(), Secret::new(value.trim().to_owned()));
+            }
+        }
+    }
+}
+
+/// `NAME=value` lines; comments, blank lines and a leading `export` are passed over, surrounding quotes are taken off.
+fn parse_dotenv(text: &str) -> BTreeMap<String, String> {
+    let pairs = text.lines().filter_map(|line| {
+        let line = line.trim();
+        let line = line.strip_prefix("export ").unwrap_or(line);
+        let (name, value) = line.split_once('=')?;
+        let value = value.trim();
+        let unquoted = ['"', '\''].iter().find_map(|q| value.strip_prefix(*q)?.strip_suffix(*q));
+        (!line.starts_with('#')).then(|| (name.trim().to_owned(), unquoted.unwrap_or(value).to_owned()))
+    });
+    pairs.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid_and_print_no_secret() {
+        let mut config = Config::default();
+        config.validate().unwrap();
+        config.clickhouse.password = Some(Secret::new("hunter2".into()));
+        config.providers.credentials.insert("env:KEY".into(), Secret::new("sk-123".into()));
+        let shown = format!("{config:?}{}", toml::to_string(&config).unwrap());
+        assert!(!shown.contains("hunter2") && !shown.contains("sk-123"), "{shown}");
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_at_every_depth() {
+        for text in ["colour = 1", "[kafka]\nbroker = 'x'", "[providers]\ncredentials = 1"] {
+            assert!(toml::from_str::<Config>(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_bound_of_zero_is_refused_by_name() {
+        let config: Config = toml::from_str("[sink]\nbatch_rows = 0").unwrap();
+        assert_eq!(config.validate().unwrap_err().to_string(), "sink.batch_rows = 0: must be more than 0");
+    }
+
+    #[test]
+    fn a_dotenv_file_is_read_as_people_write_it() {
+        let read = parse_dotenv("# A=1\nexport B='two'\nC = \"3\"\n\nD=4 5\nbroken\n");
+        let pairs: Vec<_> = read.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(pairs, [("B", "two"), ("C", "3"), ("D", "4 5")]);
+    }
+}

@@ -1,0 +1,13 @@
+//! Values without I/O: identifiers, money, time, token usage. Nothing here touches Kafka, a clock or the network.
+
+pub mod ids;
+pub mod money;
+pub mod time;
+pub mod usage;
+
+pub use ids::{
+    ConversationId, DeploymentId, KeyId, ModelName, OrganizationId, PolicyName, RequestId, RequestKey, UserId,
+};
+pub use money::PicoUsd;
+pub use time::Timestamp;
+pub use usage::{Price, TokenUsage};

@@ -1,0 +1,110 @@
+//! The upstreams: wire formats, each a pure translation, over one shared transport.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::config::Secret;
+use crate::domain::{ModelName, RequestId, TokenUsage};
+
+/// One provider call.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// Becomes the `id` of the answer: `chatcmpl-` and this.
+    pub request_id: RequestId,
+    /// Becomes the `model` of the answer.
+    pub model: ModelName,
+    pub upstream: Upstream,
+    /// The client's request, byte for byte.
+    pub body: Bytes,
+    pub stream: bool,
+    /// Whether the client asked for usage in its stream; it is asked of the provider in any case.
+    pub include_usage: bool,
+    /// What is left until the deadline.
+    pub timeout: Duration,
+}
+
+/// Where a call goes.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    /// OpenAI-compatible, for example `https://api.openai.com/v1`.
+    pub base_url: String,
+    /// The model's name there.
+    pub model: String,
+    pub credential: Option<Secret>,
+}
+
+/// What is known of an answer at its end, whole or not.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Summary {
+    /// As the provider reported it.
+    pub usage: Option<TokenUsage>,
+    pub finish_reason: Option<String>,
+    /// Text that came, in bytes, for an estimate where usage was not reported.
+    pub text_bytes: u64,
+}
+
+/// A call that gave no answer, or only part of one.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{class}: {message}")]
+pub struct Failure {
+    pub class: FailureClass,
+    pub upstream_status: Option<u16>,
+    /// The provider's own words about a client's mistake, else ours; never content.
+    pub message: String,
+    /// The provider's `error.type`, `error.code` and `error.param`.
+    pub upstream_type: Option<String>,
+    pub upstream_code: Option<String>,
+    pub upstream_param: Option<String>,
+    pub retry_after: Option<Duration>,
+}
+
+/// Why a call failed; decides whether another deployment is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureClass {
+    /// No connection: the provider got nothing.
+    Connect,
+    /// No first token, no next token, or no end in time.
+    FirstTokenTimeout,
+    BetweenTokensTimeout,
+    Deadline,
+    /// 429.
+    RateLimited,
+    /// 401, 403, 404 and the like: our credential or our catalogue is wrong.
+    Configuration,
+    /// 400, 413, 422: the client's request is wrong.
+    BadRequest,
+    /// 5xx, or a 200 that carries an error.
+    Upstream,
+    /// Not the format that it should be.
+    Garbage,
+    /// The stream ended in its middle.
+    Cut,
+    /// More bytes than the bound.
+    TooLarge,
+}
+
+impl FailureClass {
+    /// As facts, metrics and errors name it.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Connect => "upstream_unreachable",
+            Self::FirstTokenTimeout => "upstream_first_token_timeout",
+            Self::BetweenTokensTimeout => "upstream_stalled",
+            Self::Deadline => "deadline_exceeded",
+            Self::RateLimited => "upstream_rate_limited",
+            Self::Configuration => "upstream_configuration",
+            Self::BadRequest => "upstream_bad_request",
+            Self::Upstream => "upstream_error",
+            Self::Garbage => "upstream_garbage",
+            Self::Cut => "upstream_cut",
+            Self::TooLarge => "upstream_too_large",
+        }
+    }
+}
+
+impl std::fmt::Display for FailureClass {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.code())
+    }
+}

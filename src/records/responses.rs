@@ -1,0 +1,142 @@
+//! `responses`: the frames of answers. Key: request id; on the partition that the asker named.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{EnvelopeError, Outcome, Record, Topic};
+use crate::domain::{DeploymentId, ModelName, OrganizationId, PicoUsd, RequestId, Timestamp, TokenUsage};
+
+/// The envelope as it is on the wire.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ResponseRecord {
+    pub kind: String,
+    pub organization: OrganizationId,
+    pub request_id: RequestId,
+    #[serde(default)]
+    pub nonce: Option<String>,
+    pub tenure: i64,
+    pub attempt: u32,
+    pub sequence: u32,
+    pub at: Timestamp,
+    #[serde(default)]
+    pub content: Option<Content>,
+    #[serde(default)]
+    pub terminal: Option<Box<Terminal>>,
+}
+
+/// Whose frame it is, and its place in the answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Frame {
+    pub organization: OrganizationId,
+    pub request_id: RequestId,
+    pub nonce: Option<String>,
+    pub tenure: i64,
+    pub attempt: u32,
+    pub sequence: u32,
+    pub at: Timestamp,
+    pub body: FrameBody,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum FrameBody {
+    Content(Content),
+    Terminal(Box<Terminal>),
+}
+
+/// Some chunks of a streamed answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Content {
+    /// Set in the first frame of an attempt.
+    #[serde(default)]
+    pub head: Option<Head>,
+    /// `chat.completion.chunk` objects in JSON, in order.
+    pub events: Vec<Bytes>,
+}
+
+/// Who answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Head {
+    pub model: ModelName,
+    pub deployment: DeploymentId,
+    pub tier: u8,
+}
+
+/// How the request ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Terminal {
+    pub outcome: Outcome,
+    #[serde(default)]
+    pub head: Option<Head>,
+    /// The whole `chat.completion` object of an answer that is not streamed.
+    #[serde(default)]
+    pub body: Option<Bytes>,
+    #[serde(default)]
+    pub usage: Option<TokenUsage>,
+    #[serde(default)]
+    pub cost_pico_usd: Option<PicoUsd>,
+    #[serde(default)]
+    pub finish_reason: Option<String>,
+    #[serde(default)]
+    pub error: Option<ApiError>,
+}
+
+/// An error in OpenAI's shape, with the HTTP status that fits it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiError {
+    pub status: u16,
+    pub r#type: String,
+    pub code: String,
+    pub message: String,
+    #[serde(default)]
+    pub param: Option<String>,
+    #[serde(default)]
+    pub retry_after_ms: Option<u64>,
+}
+
+impl Record for ResponseRecord {
+    const TOPIC: Topic = Topic::Responses;
+}
+
+impl From<Frame> for ResponseRecord {
+    fn from(frame: Frame) -> Self {
+        let (kind, content, terminal) = match frame.body {
+            FrameBody::Content(content) => ("content", Some(content), None),
+            FrameBody::Terminal(terminal) => ("terminal", None, Some(terminal)),
+        };
+        Self {
+            kind: kind.to_owned(),
+            organization: frame.organization,
+            request_id: frame.request_id,
+            nonce: frame.nonce,
+            tenure: frame.tenure,
+            attempt: frame.attempt,
+            sequence: frame.sequence,
+            at: frame.at,
+            content,
+            terminal,
+        }
+    }
+}
+
+impl TryFrom<ResponseRecord> for Frame {
+    type Error = EnvelopeError;
+
+    fn try_from(record: ResponseRecord) -> Result<Self, EnvelopeError> {
+        let body = match record.kind.as_str() {
+            "content" => record.content.map(FrameBody::Content),
+            "terminal" => record.terminal.map(FrameBody::Terminal),
+            _ => return Err(EnvelopeError::UnknownKind { kind: record.kind, known: "content, terminal" }),
+        };
+        let body = body.ok_or(EnvelopeError::Missing { kind: record.kind })?;
+        Ok(Self {
+            organization: record.organization,
+            request_id: record.request_id,
+            nonce: record.nonce,
+            tenure: record.tenure,
+            attempt: record.attempt,
+            sequence: record.sequence,
+            at: record.at,
+            body,
+        })
+    }
+}

@@ -1,0 +1,61 @@
+//! Settings of the Kafka clients, with the reasons for what differs from librdkafka's defaults.
+
+use rdkafka::ClientConfig;
+
+use crate::config::Kafka;
+use crate::records::Topic;
+
+/// The name of a topic on this cluster.
+pub fn topic_name(config: &Kafka, topic: Topic) -> String {
+    format!("{}{}", config.topic_prefix, topic.name())
+}
+
+/// What all clients share.
+pub fn client(config: &Kafka) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    client
+        .set("bootstrap.servers", &config.brokers)
+        .set("client.id", "tollstream")
+        // librdkafka reconnects with back-off; its own log lines would repeat what our errors say.
+        .set("log.connection.close", "false")
+        .set("reconnect.backoff.max.ms", "2000");
+    client
+}
+
+/// The producer: idempotent and acknowledged by all, nothing lingers, and what waits is bounded in bytes and time.
+pub fn producer(config: &Kafka) -> ClientConfig {
+    let mut client = client(config);
+    client
+        .set("acks", "all")
+        .set("enable.idempotence", "true")
+        .set("linger.ms", "0")
+        .set("queue.buffering.max.kbytes", config.producer_buffer_kbytes.to_string())
+        .set("message.timeout.ms", config.message_timeout_ms.to_string())
+        .set("retry.backoff.ms", "20")
+        .set("message.max.bytes", config.record_bytes_max.to_string());
+    client
+}
+
+/// A consumer on the way of a request: small queues, no automatic commits.
+pub fn hot_consumer(config: &Kafka, group: &str) -> ClientConfig {
+    let mut client = client(config);
+    client
+        .set("group.id", format!("{}{group}", config.topic_prefix))
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "earliest")
+        .set("partition.assignment.strategy", "cooperative-sticky")
+        .set("session.timeout.ms", config.session_timeout_ms.to_string())
+        .set("heartbeat.interval.ms", (config.session_timeout_ms / 3).max(100).to_string())
+        .set("queued.max.messages.kbytes", "4096")
+        .set("fetch.message.max.bytes", "262144")
+        .set("receive.message.max.bytes", (config.record_bytes_max + (1 << 20)).to_string());
+    client
+}
+
+/// A consumer behind the way of a request: waits for more, asks less often.
+pub fn cold_consumer(config: &Kafka, group: &str) -> ClientConfig {
+    let mut client = hot_consumer(config, group);
+    client.set("fetch.min.bytes", "65536").set("fetch.wait.max.ms", "250").set("fetch.message.max.bytes", "1048576");
+    client
+}

@@ -1,0 +1,5 @@
+//! The Kafka shell: it performs what the processors decided, and decides nothing.
+
+pub mod clock;
+pub mod kafka;
+pub mod publisher;
