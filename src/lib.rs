@@ -10,3 +10,4 @@ pub mod records;
 pub mod runtime;
 pub mod telemetry;
 pub mod tls;
+pub mod topology;

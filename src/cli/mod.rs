@@ -1,3 +1,7 @@
 //! The command line: one file per command.
 
+pub mod connection;
+pub mod keys;
 pub mod output;
+pub mod topics;
+pub mod topology;
