@@ -13,6 +13,8 @@ enum Command {
     Topology(cli::topology::Command),
     #[command(subcommand)]
     Keys(cli::keys::Command),
+    #[command(subcommand)]
+    Topics(cli::topics::Command),
 }
 
 #[tokio::main]
@@ -21,6 +23,7 @@ async fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Topology(command) => cli::topology::run(command).await,
         Command::Keys(command) => cli::keys::run(command).await,
+        Command::Topics(command) => cli::topics::run(command).await,
     };
     result.unwrap_or_else(|error| {
         output::note(&format!("error: {error:#}"));
