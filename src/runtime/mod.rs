@@ -1,5 +1,11 @@
 //! The Kafka shell: it performs what the processors decided, and decides nothing.
 
+pub mod calls;
 pub mod clock;
+pub mod control;
 pub mod kafka;
+pub mod owner;
 pub mod publisher;
+pub mod restore;
+pub mod shard;
+pub mod shell;

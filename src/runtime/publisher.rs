@@ -138,6 +138,11 @@ impl Publisher {
         })
     }
 
+    /// The error after which this producer can send nothing any more, if there was one.
+    pub fn fatal_error(&self) -> Option<KafkaError> {
+        self.producer.client().fatal_error().map(|(code, _)| KafkaError::MessageProduction(code))
+    }
+
     /// Waits until everything sent is acknowledged or failed, at most for `timeout`; blocks.
     pub fn flush(&self, timeout: Duration) -> bool {
         self.producer.flush(timeout).is_ok()
