@@ -2,4 +2,6 @@
 
 pub mod clock;
 pub mod kafka;
+pub mod member;
 pub mod publisher;
+pub mod schema_wait;
