@@ -1,12 +1,4 @@
-//! Tollstream: the event-sourced LLM gateway. `docs/ARCHITECTURE.md` has the picture and the map.
+//! Tollstream, the event-sourced LLM gateway.
 
 pub mod cli;
-pub mod codec;
-pub mod config;
-pub mod control;
-pub mod domain;
-pub mod provider;
-pub mod records;
-pub mod runtime;
-pub mod telemetry;
-pub mod tls;
+pub mod stack;
