@@ -1,4 +1,13 @@
-//! Tollstream, the event-sourced LLM gateway.
+//! Tollstream: the event-sourced LLM gateway. `docs/ARCHITECTURE.md` has the picture and the map.
 
 pub mod cli;
+pub mod codec;
+pub mod config;
+pub mod control;
+pub mod domain;
+pub mod provider;
+pub mod records;
+pub mod runtime;
 pub mod stack;
+pub mod telemetry;
+pub mod tls;
