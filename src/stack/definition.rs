@@ -17,8 +17,7 @@ pub const CLUSTER_ID: &str = "dG9sbHN0cmVhbS1sYXB0bw";
 pub(super) const KAFKA_POM: &str = include_str!("../../stack/kafka/pom.xml");
 pub(super) const KAFKA_PROPERTIES: &str = include_str!("../../stack/kafka/server.properties");
 pub(super) const REGISTRY_POM: &str = include_str!("../../stack/registry/pom.xml");
-pub(super) const REGISTRY_PROPERTIES: &str =
-    include_str!("../../stack/registry/application.properties");
+pub(super) const REGISTRY_PROPERTIES: &str = include_str!("../../stack/registry/application.properties");
 pub(super) const CLICKHOUSE_PACKAGE: &str = include_str!("../../stack/clickhouse/package.json");
 pub(super) const CLICKHOUSE_LOCK: &str = include_str!("../../stack/clickhouse/package-lock.json");
 pub(super) const CLICKHOUSE_NPMRC: &str = include_str!("../../stack/clickhouse/.npmrc");

@@ -9,8 +9,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::definition::{
-    CLICKHOUSE_CONFIG, CLICKHOUSE_USERS, CLUSTER_ID, KAFKA_PROPERTIES, KAFKA_VERSION,
-    REGISTRY_PROPERTIES, REGISTRY_VERSION,
+    CLICKHOUSE_CONFIG, CLICKHOUSE_USERS, CLUSTER_ID, KAFKA_PROPERTIES, KAFKA_VERSION, REGISTRY_PROPERTIES,
+    REGISTRY_VERSION,
 };
 use super::install::Installed;
 use super::layout::Layout;
@@ -84,12 +84,7 @@ fn clickhouse_path(layout: &Layout) -> String {
 }
 
 /// Writes an engine's configuration and says how it is run.
-pub(super) fn prepare(
-    engine: Engine,
-    layout: &Layout,
-    installed: &Installed,
-    ports: &Ports,
-) -> Result<Launch, Error> {
+pub(super) fn prepare(engine: Engine, layout: &Layout, installed: &Installed, ports: &Ports) -> Result<Launch, Error> {
     let directory = layout.engine(engine);
     make_directory(&directory)?;
     let (program, arguments, working_directory) = match engine {
@@ -129,11 +124,7 @@ fn prepare_kafka(layout: &Layout, installed: &Installed, ports: &Ports) -> Resul
         layout.text()
     );
     write_file(&settings, &properties)?;
-    let mut arguments = vec![
-        "-Xmx512m".to_owned(),
-        "-XX:+ExitOnOutOfMemoryError".to_owned(),
-        java_marker(layout),
-    ];
+    let mut arguments = vec!["-Xmx512m".to_owned(), "-XX:+ExitOnOutOfMemoryError".to_owned(), java_marker(layout)];
     arguments.extend(KAFKA_LOGGING.map(str::to_owned));
     arguments.extend([
         "-cp".to_owned(),
@@ -187,10 +178,7 @@ fn prepare_registry(layout: &Layout, installed: &Installed, ports: &Ports) -> Re
         format!("-Dsmallrye.config.locations={}", settings.display()),
         "-Dquarkus.http.host=127.0.0.1".to_owned(),
         format!("-Dquarkus.http.port={}", ports.registry),
-        format!(
-            "-Dquarkus.datasource.jdbc.url=jdbc:h2:file:{}/registry/data/registry",
-            layout.text()
-        ),
+        format!("-Dquarkus.datasource.jdbc.url=jdbc:h2:file:{}/registry/data/registry", layout.text()),
         "-jar".to_owned(),
         registry_runner(),
     ];
@@ -253,10 +241,8 @@ pub(super) fn make_directory(path: &Path) -> Result<(), Error> {
 pub(super) fn write_file(path: &Path, content: &str) -> Result<(), Error> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(directory).map_err(Error::file("write", path))?;
-    file.write_all(content.as_bytes())
-        .map_err(Error::file("write", path))?;
-    file.persist(path)
-        .map_err(|error| Error::file("write", path)(error.error))?;
+    file.write_all(content.as_bytes()).map_err(Error::file("write", path))?;
+    file.persist(path).map_err(|error| Error::file("write", path)(error.error))?;
     Ok(())
 }
 
@@ -290,12 +276,9 @@ mod tests {
     #[test]
     fn nothing_listens_beyond_loopback() {
         let (_directory, layout, _) = prepared(Engine::Kafka);
-        let settings =
-            fs::read_to_string(layout.engine(Engine::Kafka).join("server.properties")).unwrap();
-        let listeners: Vec<&str> = settings
-            .lines()
-            .filter(|line| line.starts_with("listeners=") || line.starts_with("advertised."))
-            .collect();
+        let settings = fs::read_to_string(layout.engine(Engine::Kafka).join("server.properties")).unwrap();
+        let listeners: Vec<&str> =
+            settings.lines().filter(|line| line.starts_with("listeners=") || line.starts_with("advertised.")).collect();
         assert_eq!(
             listeners,
             [
@@ -316,12 +299,8 @@ mod tests {
         let own = layout.engine(Engine::ClickHouse).join("etc/users.d/readers.xml");
         make_directory(own.parent().unwrap()).unwrap();
         fs::write(&own, "<clickhouse/>").unwrap();
-        let installed = Installed {
-            java: "java".into(),
-            kafka: "k".into(),
-            registry: "r".into(),
-            clickhouse: "c".into(),
-        };
+        let installed =
+            Installed { java: "java".into(), kafka: "k".into(), registry: "r".into(), clickhouse: "c".into() };
         prepare(Engine::ClickHouse, &layout, &installed, &Ports::default()).unwrap();
         assert_eq!(fs::read_to_string(&own).unwrap(), "<clickhouse/>");
     }

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 
 use super::definition::{
-    CLICKHOUSE_HOST, CLICKHOUSE_LOCK, CLICKHOUSE_NPMRC, CLICKHOUSE_PACKAGE, CLICKHOUSE_VERSION,
-    KAFKA_POM, KAFKA_VERSION, REGISTRY_POM, REGISTRY_VERSION,
+    CLICKHOUSE_HOST, CLICKHOUSE_LOCK, CLICKHOUSE_NPMRC, CLICKHOUSE_PACKAGE, CLICKHOUSE_VERSION, KAFKA_POM,
+    KAFKA_VERSION, REGISTRY_POM, REGISTRY_VERSION,
 };
 use super::engine::{CLICKHOUSE_HOST_PROGRAM, kafka_jar, make_directory, registry_runner, write_file};
 use super::layout::plain_path;
@@ -78,11 +78,7 @@ pub fn install(engines: &Path, progress: &Progress) -> Result<Installed, Error> 
             .collect();
         running
             .into_iter()
-            .map(|thread| {
-                thread.join().unwrap_or(Err(Error::Internal {
-                    what: "an installation",
-                }))
-            })
+            .map(|thread| thread.join().unwrap_or(Err(Error::Internal { what: "an installation" })))
             .collect::<Result<Vec<()>, Error>>()
     })?;
     Ok(installed)
@@ -132,12 +128,8 @@ fn folder(engine: Engine) -> String {
 
 fn lock(engines: &Path, progress: &Progress) -> Result<File, Error> {
     let path = engines.join(".lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(Error::file("open", &path))?;
+    let file =
+        File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::file("open", &path))?;
     let deadline = Instant::now() + PROGRAM_LIMIT;
     let mut told = false;
     loop {
@@ -186,10 +178,8 @@ fn install_one(engine: Engine, engines: &Path, folder: &Path, progress: &Progres
         Engine::Registry => 142,
         Engine::ClickHouse => 566,
     };
-    let task = progress.task(
-        &format!("installing {engine} {version} ({megabytes} MB, once)"),
-        Some(megabytes * 1_000_000),
-    );
+    let task =
+        progress.task(&format!("installing {engine} {version} ({megabytes} MB, once)"), Some(megabytes * 1_000_000));
     match engine {
         Engine::Kafka => install_kafka(directory, &task)?,
         Engine::Registry => install_registry(directory, &task)?,
@@ -208,11 +198,7 @@ fn install_kafka(directory: &Path, task: &Task) -> Result<(), Error> {
     command.args(["-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime"]);
     command.arg("-DoutputDirectory=libs").current_dir(directory);
     run("mvn", &mut command, || task.at(size_of_directory(&libs)))?;
-    require(
-        Engine::Kafka,
-        &libs.join(kafka_jar()),
-        "Maven reported success; look at its settings",
-    )
+    require(Engine::Kafka, &libs.join(kafka_jar()), "Maven reported success; look at its settings")
 }
 
 fn install_registry(directory: &Path, task: &Task) -> Result<(), Error> {
@@ -225,11 +211,7 @@ fn install_registry(directory: &Path, task: &Task) -> Result<(), Error> {
     unpack.args(["--no-same-owner", "-xzf", &archive]).current_dir(directory);
     run("tar", &mut unpack, || {})?;
     remove(&directory.join(&archive))?;
-    require(
-        Engine::Registry,
-        &directory.join(registry_runner()),
-        "the archive has another content than expected",
-    )
+    require(Engine::Registry, &directory.join(registry_runner()), "the archive has another content than expected")
 }
 
 fn install_clickhouse(directory: &Path, task: &Task) -> Result<(), Error> {
@@ -257,11 +239,7 @@ fn require(engine: Engine, file: &Path, hint: &'static str) -> Result<(), Error>
     if file.is_file() {
         return Ok(());
     }
-    Err(Error::Incomplete {
-        engine,
-        file: file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        hint,
-    })
+    Err(Error::Incomplete { engine, file: file.file_name().unwrap_or_default().to_string_lossy().into_owned(), hint })
 }
 
 fn remove(file: &Path) -> Result<(), Error> {
@@ -290,10 +268,7 @@ fn run(program: &str, command: &mut Command, look: impl Fn()) -> Result<(), Erro
         .stderr(Stdio::piped())
         .process_group(0)
         .spawn()
-        .map_err(|source| Error::Run {
-            program: program.to_owned(),
-            source,
-        })?;
+        .map_err(|source| Error::Run { program: program.to_owned(), source })?;
     let (sender, lines) = mpsc::sync_channel(64);
     let readers = [
         child.stdout.take().map(|pipe| read_lines(pipe, sender.clone())),
@@ -313,10 +288,7 @@ fn run(program: &str, command: &mut Command, look: impl Fn()) -> Result<(), Erro
             Ok(None) if Instant::now() < deadline => {}
             Ok(None) | Err(_) => {
                 end_group(&mut child);
-                return Err(Error::TimedOut {
-                    what: program.to_owned(),
-                    limit: PROGRAM_LIMIT,
-                });
+                return Err(Error::TimedOut { what: program.to_owned(), limit: PROGRAM_LIMIT });
             }
         }
     };
@@ -343,10 +315,7 @@ fn keep_last(tail: &mut std::collections::VecDeque<String>, line: String) {
     tail.push_back(line);
 }
 
-fn read_lines(
-    pipe: impl Read + Send + 'static,
-    lines: mpsc::SyncSender<String>,
-) -> std::thread::JoinHandle<()> {
+fn read_lines(pipe: impl Read + Send + 'static, lines: mpsc::SyncSender<String>) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
         for line in BufReader::new(pipe).lines().map_while(Result::ok) {
             if lines.send(line).is_err() {

@@ -80,16 +80,9 @@ impl Layout {
 /// The path as text, if every engine can carry it in its configuration.
 pub(super) fn plain_path(path: &Path) -> Result<String, Error> {
     path.to_str()
-        .filter(|text| {
-            !text
-                .chars()
-                .any(|c| c.is_control() || "\\,:;\"'&<>*$".contains(c))
-        })
+        .filter(|text| !text.chars().any(|c| c.is_control() || "\\,:;\"'&<>*$".contains(c)))
         .map(str::to_owned)
-        .ok_or_else(|| Error::Path {
-            path: path.to_owned(),
-            forbidden: FORBIDDEN.to_owned(),
-        })
+        .ok_or_else(|| Error::Path { path: path.to_owned(), forbidden: FORBIDDEN.to_owned() })
 }
 
 #[cfg(test)]
@@ -100,10 +93,7 @@ mod tests {
     fn a_path_that_a_configuration_file_would_misread_is_refused() {
         assert_eq!(plain_path(Path::new("/home/a b/ü")).unwrap(), "/home/a b/ü");
         for path in ["/a,b", "/a;b", "/a:b", "/a<b", "/a\\b", "/a\nb"] {
-            assert!(
-                matches!(plain_path(Path::new(path)), Err(Error::Path { .. })),
-                "{path:?} was accepted"
-            );
+            assert!(matches!(plain_path(Path::new(path)), Err(Error::Path { .. })), "{path:?} was accepted");
         }
     }
 }

@@ -26,9 +26,7 @@ mod supervisor;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use definition::{
-    CLICKHOUSE_VERSION, CLUSTER_ID, KAFKA_VERSION, REGISTRY_VERSION, SHARED_FILES, SharedFile,
-};
+pub use definition::{CLICKHOUSE_VERSION, CLUSTER_ID, KAFKA_VERSION, REGISTRY_VERSION, SHARED_FILES, SharedFile};
 pub use engine::Engine;
 pub use error::Error;
 pub use install::{Installed, install};
@@ -74,11 +72,7 @@ impl Options {
 
 /// Where engines are installed unless somebody says otherwise: `$TOLLSTREAM_ENGINES`, else a folder of the user's cache.
 pub fn engines_directory() -> Result<PathBuf, Error> {
-    let set = |name: &str| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("TOLLSTREAM_ENGINES")
         .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("tollstream")))
         .or_else(|| set("HOME").map(|home| home.join(".cache").join("tollstream")))

@@ -27,13 +27,7 @@ pub struct Ports {
 
 impl Default for Ports {
     fn default() -> Self {
-        Self {
-            kafka: 9092,
-            kafka_controller: 9093,
-            registry: 8081,
-            clickhouse_http: 8123,
-            clickhouse_tcp: 9000,
-        }
+        Self { kafka: 9092, kafka_controller: 9093, registry: 8081, clickhouse_http: 8123, clickhouse_tcp: 9000 }
     }
 }
 
@@ -52,10 +46,7 @@ impl Ports {
         let mut taken: Vec<TcpListener> = Vec::with_capacity(5);
         let mut next = || -> Result<u16, Error> {
             let listener = free_listener()?;
-            let port = listener
-                .local_addr()
-                .map_err(|_| Error::NoFreePort { attempts: 1 })?
-                .port();
+            let port = listener.local_addr().map_err(|_| Error::NoFreePort { attempts: 1 })?.port();
             taken.push(listener);
             Ok(port)
         };
@@ -69,25 +60,13 @@ impl Ports {
     }
 
     pub(super) fn named(&self) -> [Named; 5] {
-        let named = |port, purpose, flag| Named {
-            port,
-            purpose,
-            flag,
-        };
+        let named = |port, purpose, flag| Named { port, purpose, flag };
         [
             named(self.kafka, "Kafka", "--kafka-port"),
-            named(
-                self.kafka_controller,
-                "Kafka's controller",
-                "--kafka-controller-port",
-            ),
+            named(self.kafka_controller, "Kafka's controller", "--kafka-controller-port"),
             named(self.registry, "the registry", "--registry-port"),
             named(self.clickhouse_http, "ClickHouse", "--clickhouse-port"),
-            named(
-                self.clickhouse_tcp,
-                "ClickHouse's native protocol",
-                "--clickhouse-tcp-port",
-            ),
+            named(self.clickhouse_tcp, "ClickHouse's native protocol", "--clickhouse-tcp-port"),
         ]
     }
 
@@ -128,11 +107,7 @@ fn free_listener() -> Result<TcpListener, Error> {
         .ok()
         .and_then(|range| range.split_whitespace().next()?.parse::<u16>().ok())
         .unwrap_or(32_768);
-    let (low, high) = if first_outgoing > 12_000 {
-        (11_000, first_outgoing)
-    } else {
-        (11_000, u16::MAX)
-    };
+    let (low, high) = if first_outgoing > 12_000 { (11_000, first_outgoing) } else { (11_000, u16::MAX) };
     for _ in 0..FREE_PORT_ATTEMPTS {
         let random = getrandom::u32().map_err(|_| Error::NoFreePort { attempts: 1 })?;
         let offset = u16::try_from(random % u32::from(high - low)).unwrap_or_default();
@@ -140,9 +115,7 @@ fn free_listener() -> Result<TcpListener, Error> {
             return Ok(listener);
         }
     }
-    Err(Error::NoFreePort {
-        attempts: FREE_PORT_ATTEMPTS,
-    })
+    Err(Error::NoFreePort { attempts: FREE_PORT_ATTEMPTS })
 }
 
 /// Who listens on a port, as far as this user may see it.
@@ -194,12 +167,7 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         ports.registry = listener.local_addr().unwrap().port();
         let message = ports.check(Duration::ZERO).unwrap_err().to_string();
-        for part in [
-            &ports.registry.to_string(),
-            &std::process::id().to_string(),
-            "the registry",
-            "--registry-port",
-        ] {
+        for part in [&ports.registry.to_string(), &std::process::id().to_string(), "the registry", "--registry-port"] {
             assert!(message.contains(part), "{part} is missing in: {message}");
         }
     }
@@ -208,13 +176,7 @@ mod tests {
     fn one_port_for_two_purposes_is_refused() {
         let mut ports = Ports::free().unwrap();
         ports.clickhouse_tcp = ports.kafka;
-        assert!(matches!(
-            ports.check(Duration::ZERO),
-            Err(Error::PortTwice {
-                flag: "--clickhouse-tcp-port",
-                ..
-            })
-        ));
+        assert!(matches!(ports.check(Duration::ZERO), Err(Error::PortTwice { flag: "--clickhouse-tcp-port", .. })));
     }
 
     #[test]

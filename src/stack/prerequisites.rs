@@ -34,18 +34,8 @@ pub struct Tool {
 }
 
 const TOOLS: [Tool; 9] = {
-    const fn tool(
-        command: &'static str,
-        name: &'static str,
-        need: Need,
-        packages: &'static str,
-    ) -> Tool {
-        Tool {
-            command,
-            name,
-            need,
-            packages,
-        }
+    const fn tool(command: &'static str, name: &'static str, need: Need, packages: &'static str) -> Tool {
+        Tool { command, name, need, packages }
     }
     [
         tool("java", "a Java runtime, version 17 or newer (java)", Need::Run, "openjdk-17-jre-headless"),
@@ -120,20 +110,14 @@ pub fn check(needs: &[Need]) -> Result<(), Missing> {
             Some(_) => None,
         })
         .collect();
-    if tools.is_empty() {
-        Ok(())
-    } else {
-        Err(Missing { tools })
-    }
+    if tools.is_empty() { Ok(()) } else { Err(Missing { tools }) }
 }
 
 /// Where a command is, as the shell would find it.
 pub(super) fn find(command: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?)
         .map(|directory| directory.join(command))
-        .find(|path| {
-            fs::metadata(path).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
-        })
+        .find(|path| fs::metadata(path).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0))
 }
 
 /// Debian 13 and later no longer have Java 17; what they have by default is newer.
@@ -152,11 +136,7 @@ fn java_package(os_release: &str) -> &'static str {
 }
 
 fn java_version(java: &Path) -> Option<u32> {
-    let output = Command::new(java)
-        .arg("-version")
-        .stdin(Stdio::null())
-        .output()
-        .ok()?;
+    let output = Command::new(java).arg("-version").stdin(Stdio::null()).output().ok()?;
     parse_java_version(&String::from_utf8_lossy(&output.stderr))
 }
 
@@ -165,11 +145,7 @@ fn parse_java_version(text: &str) -> Option<u32> {
     let version = text.split('"').nth(1)?;
     let mut numbers = version.split(|c: char| !c.is_ascii_digit());
     let first: u32 = numbers.next()?.parse().ok()?;
-    if first == 1 {
-        numbers.next()?.parse().ok()
-    } else {
-        Some(first)
-    }
+    if first == 1 { numbers.next()?.parse().ok() } else { Some(first) }
 }
 
 #[cfg(test)]
@@ -199,9 +175,7 @@ mod tests {
 
     #[test]
     fn one_message_names_everything_that_is_missing_and_the_line_that_installs_it() {
-        let missing = Missing {
-            tools: vec![(TOOLS[0], Some("version 11".to_owned())), (TOOLS[2], None)],
-        };
+        let missing = Missing { tools: vec![(TOOLS[0], Some("version 11".to_owned())), (TOOLS[2], None)] };
         let text = missing.to_string();
         for part in ["Java", "found: version 11", "Maven", "-jre-headless maven"] {
             assert!(text.contains(part), "{part} is missing in: {text}");

@@ -100,14 +100,8 @@ pub(super) fn with_argument(markers: &[String]) -> Vec<Identity> {
     let user = geteuid().as_raw();
     all()
         .into_iter()
-        .filter(|pid| {
-            fs::metadata(Path::new("/proc").join(pid.to_string())).is_ok_and(|m| m.uid() == user)
-        })
-        .filter(|pid| {
-            arguments(*pid)
-                .iter()
-                .any(|argument| markers.contains(argument))
-        })
+        .filter(|pid| fs::metadata(Path::new("/proc").join(pid.to_string())).is_ok_and(|m| m.uid() == user))
+        .filter(|pid| arguments(*pid).iter().any(|argument| markers.contains(argument)))
         .filter_map(Identity::of)
         .collect()
 }
@@ -128,13 +122,7 @@ pub(super) fn end(processes: &[Identity], grace: Duration) -> Result<(), Error> 
         .filter(|process| !process.wait(Duration::from_secs(5)))
         .map(|process| process.pid.to_string())
         .collect();
-    if left.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::CannotEnd {
-            pids: left.join(", "),
-        })
-    }
+    if left.is_empty() { Ok(()) } else { Err(Error::CannotEnd { pids: left.join(", ") }) }
 }
 
 #[cfg(test)]
@@ -153,10 +141,7 @@ mod tests {
     fn a_process_with_another_start_time_is_somebody_else() {
         let own = Identity::own().unwrap();
         assert!(own.is_alive());
-        let stranger = Identity {
-            start_ticks: own.start_ticks + 1,
-            ..own
-        };
+        let stranger = Identity { start_ticks: own.start_ticks + 1, ..own };
         assert!(!stranger.is_alive());
         assert!(!stranger.signal(Signal::TERM));
     }

@@ -19,11 +19,7 @@ pub enum Progress {
 impl Progress {
     /// Bars if standard error is a terminal, lines otherwise.
     pub fn detect() -> Self {
-        if std::io::stderr().is_terminal() {
-            Self::Bars(MultiProgress::new())
-        } else {
-            Self::Lines
-        }
+        if std::io::stderr().is_terminal() { Self::Bars(MultiProgress::new()) } else { Self::Lines }
     }
 
     /// Tells one thing.
@@ -49,10 +45,7 @@ impl Progress {
             }
             Self::Bars(bars) => Some(bars.add(new_bar(text, bytes))),
         };
-        Task {
-            bar,
-            progress: self.clone(),
-        }
+        Task { bar, progress: self.clone() }
     }
 }
 

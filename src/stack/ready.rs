@@ -33,20 +33,14 @@ pub(super) async fn probe(engine: Engine, addresses: &Addresses) -> Result<(), S
         Engine::ClickHouse => {
             let (host, _) = split(&addresses.clickhouse)?;
             let body = http_get(host, "/?query=SELECT%201").await?;
-            if body.trim() == "1" {
-                Ok(())
-            } else {
-                Err("the answer to SELECT 1 is not 1".to_owned())
-            }
+            if body.trim() == "1" { Ok(()) } else { Err("the answer to SELECT 1 is not 1".to_owned()) }
         }
     }
 }
 
 /// `http://host:port/path` in host with port, and path.
 fn split(url: &str) -> Result<(&str, &str), String> {
-    let rest = url
-        .strip_prefix("http://")
-        .ok_or_else(|| format!("{url} is no http address"))?;
+    let rest = url.strip_prefix("http://").ok_or_else(|| format!("{url} is no http address"))?;
     Ok(rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash)))
 }
 
@@ -54,8 +48,7 @@ fn split(url: &str) -> Result<(&str, &str), String> {
 async fn http_get(host: &str, path: &str) -> Result<String, String> {
     let exchange = async {
         let mut stream = TcpStream::connect(host).await?;
-        let request =
-            format!("GET {path} HTTP/1.0\r\nHost: {host}\r\nAccept: */*\r\nConnection: close\r\n\r\n");
+        let request = format!("GET {path} HTTP/1.0\r\nHost: {host}\r\nAccept: */*\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
         stream.take(ANSWER_BYTES).read_to_end(&mut answer).await?;
@@ -70,15 +63,9 @@ async fn http_get(host: &str, path: &str) -> Result<String, String> {
 
 fn parse_answer(answer: &[u8]) -> Result<String, String> {
     let text = String::from_utf8_lossy(answer);
-    let (head, body) = text
-        .split_once("\r\n\r\n")
-        .ok_or("the answer is not HTTP")?;
+    let (head, body) = text.split_once("\r\n\r\n").ok_or("the answer is not HTTP")?;
     let status = head.split_whitespace().nth(1).unwrap_or("none");
-    if status == "200" {
-        Ok(body.to_owned())
-    } else {
-        Err(format!("the answer has status {status}"))
-    }
+    if status == "200" { Ok(body.to_owned()) } else { Err(format!("the answer has status {status}")) }
 }
 
 /// librdkafka tells of every refused connection; while an engine starts these are no news.
@@ -104,14 +91,8 @@ async fn kafka_metadata(address: &str) -> Result<(), String> {
             .set_log_level(RDKafkaLogLevel::Emerg)
             .create_with_context(Silent)
             .map_err(|error| error.to_string())?;
-        let metadata = consumer
-            .fetch_metadata(None, ANSWER_LIMIT)
-            .map_err(|error| error.to_string())?;
-        if metadata.brokers().is_empty() {
-            Err("no broker is registered yet".to_owned())
-        } else {
-            Ok(())
-        }
+        let metadata = consumer.fetch_metadata(None, ANSWER_LIMIT).map_err(|error| error.to_string())?;
+        if metadata.brokers().is_empty() { Err("no broker is registered yet".to_owned()) } else { Ok(()) }
     })
     .await
     .map_err(|error| error.to_string())?

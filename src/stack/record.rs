@@ -93,13 +93,7 @@ pub struct EngineStatus {
 
 impl EngineStatus {
     pub(super) fn waiting(engine: Engine) -> Self {
-        Self {
-            engine,
-            state: EngineState::Waiting,
-            process: None,
-            restarts: 0,
-            last_end: None,
-        }
+        Self { engine, state: EngineState::Waiting, process: None, restarts: 0, last_end: None }
     }
 }
 
@@ -127,9 +121,8 @@ impl Record {
     }
 
     pub(super) fn write(&self, layout: &Layout) -> Result<(), Error> {
-        let text = serde_json::to_string_pretty(self).map_err(|_| Error::Internal {
-            what: "the record of the stack",
-        })?;
+        let text =
+            serde_json::to_string_pretty(self).map_err(|_| Error::Internal { what: "the record of the stack" })?;
         write_file(&layout.record(), &(text + "\n"))
     }
 

@@ -42,11 +42,7 @@ pub(super) struct History {
 
 impl History {
     pub(super) fn ended(&mut self, policy: &RestartPolicy, now: Instant) -> Verdict {
-        while self
-            .ends
-            .front()
-            .is_some_and(|end| now.duration_since(*end) > policy.window)
-        {
+        while self.ends.front().is_some_and(|end| now.duration_since(*end) > policy.window) {
             self.ends.pop_front();
         }
         if self.ends.len() >= policy.max_restarts {

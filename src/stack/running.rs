@@ -54,17 +54,10 @@ impl Running {
 
     /// Ends the engines: SIGTERM, a bounded wait, SIGKILL.
     pub async fn stop(self) -> Result<(), Error> {
-        let Self {
-            supervisor,
-            stop_timeout,
-            _lock,
-            ..
-        } = self;
+        let Self { supervisor, stop_timeout, _lock, .. } = self;
         spawn_blocking(move || supervisor.stop(stop_timeout))
             .await
-            .map_err(|_| Error::Internal {
-                what: "the end of the engines",
-            })?
+            .map_err(|_| Error::Internal { what: "the end of the engines" })?
     }
 }
 
@@ -77,25 +70,12 @@ pub(super) async fn up_as(mode: Mode, options: Options, progress: &Progress) -> 
     let preparation = (options.clone(), progress.clone());
     let prepared = spawn_blocking(move || prepare(&preparation.0, &preparation.1))
         .await
-        .map_err(|_| Error::Internal {
-            what: "the preparation of the engines",
-        })??;
-    let Prepared {
-        layout,
-        lock,
-        installed,
-        launches,
-    } = prepared;
+        .map_err(|_| Error::Internal { what: "the preparation of the engines" })??;
+    let Prepared { layout, lock, installed, launches } = prepared;
     let record = new_record(mode, &options)?;
     let addresses = record.addresses.clone();
     let supervisor = Supervisor::spawn(layout.clone(), record, options.restarts.clone())?;
-    let running = Running {
-        addresses,
-        layout,
-        stop_timeout: options.stop_timeout,
-        supervisor,
-        _lock: lock,
-    };
+    let running = Running { addresses, layout, stop_timeout: options.stop_timeout, supervisor, _lock: lock };
     let task = progress.task("starting kafka, registry and clickhouse", None);
     match bring_up(&running, launches, installed, options.start_timeout, progress).await {
         Ok(()) => {
@@ -113,9 +93,7 @@ pub(super) async fn up_as(mode: Mode, options: Options, progress: &Progress) -> 
 
 fn new_record(mode: Mode, options: &Options) -> Result<Record, Error> {
     Ok(Record {
-        owner: Identity::own().ok_or(Error::Internal {
-            what: "this process, as /proc has it,",
-        })?,
+        owner: Identity::own().ok_or(Error::Internal { what: "this process, as /proc has it," })?,
         mode,
         phase: Phase::Starting,
         ports: options.ports,
@@ -147,23 +125,14 @@ fn prepare(options: &Options, progress: &Progress) -> Result<Prepared, Error> {
         .into_iter()
         .map(|one| Ok((one, engine::prepare(one, &layout, &installed, &options.ports)?)))
         .collect::<Result<_, Error>>()?;
-    Ok(Prepared {
-        layout,
-        lock,
-        installed,
-        launches,
-    })
+    Ok(Prepared { layout, lock, installed, launches })
 }
 
 /// Takes the data directory for this process, or says who has it.
 pub(super) fn lock(layout: &Layout) -> Result<File, Error> {
     let path = layout.lock();
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(Error::file("open", &path))?;
+    let file =
+        File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::file("open", &path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Error::DataInUse {
@@ -201,13 +170,11 @@ async fn bring_up(
     let layout = running.layout.clone();
     spawn_blocking(move || format_kafka(&layout, &installed))
         .await
-        .map_err(|_| Error::Internal {
-            what: "the formatting of Kafka's storage",
-        })??;
+        .map_err(|_| Error::Internal { what: "the formatting of Kafka's storage" })??;
     if let Some(launch) = kafka {
         running.supervisor.start(launch)?;
     }
-    let mut waits = JoinSet::new();
+    let mut waits: JoinSet<Result<(), Error>> = JoinSet::new();
     for one in Engine::ALL {
         let (addresses, layout) = (running.addresses.clone(), running.layout.clone());
         let record = running.supervisor.record();
@@ -220,11 +187,12 @@ async fn bring_up(
         });
     }
     while let Some(one) = waits.join_next().await {
-        one.map_err(|_| Error::Internal {
-            what: "the wait for an engine",
-        })??;
+        one.map_err(|_| Error::Internal { what: "the wait for an engine" })??;
     }
-    running.supervisor.serving()
+    running.supervisor.serving()?;
+    let mut record = running.supervisor.record();
+    let serving = record.wait_for(|record| record.phase == Phase::Serving).await;
+    serving.map(|_| ()).map_err(|_| Error::Internal { what: "the supervising thread" })
 }
 
 /// Formats Kafka's storage once.
@@ -237,10 +205,7 @@ fn format_kafka(layout: &Layout, installed: &Installed) -> Result<(), Error> {
         .current_dir(&launch.directory)
         .stdin(std::process::Stdio::null())
         .output()
-        .map_err(|source| Error::Run {
-            program: launch.program.display().to_string(),
-            source,
-        })?;
+        .map_err(|source| Error::Run { program: launch.program.display().to_string(), source })?;
     if output.status.success() {
         return Ok(());
     }
@@ -269,27 +234,20 @@ async fn serves(
             tokio::time::sleep(ASK_EVERY).await;
         }
     };
+    let engines = [one];
     let outcome = tokio::select! {
         outcome = tokio::time::timeout(limit, asked) => outcome,
-        error = gave_up(&mut record, layout, &[one]) => return Err(error),
+        error = gave_up(&mut record, layout, &engines) => return Err(error),
     };
     outcome.map_err(|_| {
         let log = layout.log(one);
-        Error::NotServing {
-            engine: one,
-            limit,
-            reason,
-            tail: tail(&log),
-            log,
-        }
+        Error::NotServing { engine: one, limit, reason, tail: tail(&log), log }
     })
 }
 
 /// Returns when one of these engines has been given up.
 async fn gave_up(record: &mut watch::Receiver<Record>, layout: &Layout, engines: &[Engine]) -> Error {
-    let failed = |status: &&EngineStatus| {
-        status.state == EngineState::Failed && engines.contains(&status.engine)
-    };
+    let failed = |status: &&EngineStatus| status.state == EngineState::Failed && engines.contains(&status.engine);
     match record.wait_for(|record| record.engines.iter().any(|status| failed(&status))).await {
         Ok(record) => {
             let Some(status) = record.engines.iter().find(failed) else {
@@ -303,9 +261,7 @@ async fn gave_up(record: &mut watch::Receiver<Record>, layout: &Layout, engines:
                 log,
             }
         }
-        Err(_) => Error::Internal {
-            what: "the supervising thread",
-        },
+        Err(_) => Error::Internal { what: "the supervising thread" },
     }
 }
 

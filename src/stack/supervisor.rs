@@ -50,25 +50,12 @@ impl Supervisor {
         record.write(&layout)?;
         let (orders, inbox) = sync_channel(ORDERS);
         let (sender, receiver) = watch::channel(record);
-        let watcher = Watcher {
-            layout,
-            policy,
-            record: sender,
-            slots: Vec::new(),
-            logs_checked: Instant::now(),
-        };
+        let watcher = Watcher { layout, policy, record: sender, slots: Vec::new(), logs_checked: Instant::now() };
         let thread = std::thread::Builder::new()
             .name("stack-supervisor".to_owned())
             .spawn(move || watcher.run(&inbox))
-            .map_err(|source| Error::Run {
-                program: "the supervising thread".to_owned(),
-                source,
-            })?;
-        Ok(Self {
-            orders: Some(orders),
-            thread: Some(thread),
-            record: receiver,
-        })
+            .map_err(|source| Error::Run { program: "the supervising thread".to_owned(), source })?;
+        Ok(Self { orders: Some(orders), thread: Some(thread), record: receiver })
     }
 
     pub(super) fn start(&self, launch: Launch) -> Result<(), Error> {
@@ -91,9 +78,7 @@ impl Supervisor {
     }
 
     fn order(&self, order: Order) -> Result<(), Error> {
-        const GONE: Error = Error::Internal {
-            what: "the supervising thread",
-        };
+        const GONE: Error = Error::Internal { what: "the supervising thread" };
         let orders = self.orders.as_ref().ok_or(GONE)?;
         orders.send(order).map_err(|_| GONE)
     }
@@ -101,9 +86,7 @@ impl Supervisor {
     fn join(&mut self) -> Result<(), Error> {
         self.orders = None;
         match self.thread.take().map(JoinHandle::join) {
-            Some(Err(_)) => Err(Error::Internal {
-                what: "the supervising thread",
-            }),
+            Some(Err(_)) => Err(Error::Internal { what: "the supervising thread" }),
             Some(Ok(())) | None => Ok(()),
         }
     }
@@ -159,11 +142,7 @@ impl Watcher {
     }
 
     fn add(&mut self, launch: Launch) {
-        self.slots.push(Slot {
-            launch,
-            history: History::default(),
-            activity: Activity::Over,
-        });
+        self.slots.push(Slot { launch, history: History::default(), activity: Activity::Over });
         self.start(self.slots.len() - 1);
     }
 
@@ -213,7 +192,12 @@ impl Watcher {
         let now = Instant::now();
         let state = match slot.history.ended(&self.policy, now) {
             Verdict::RestartAfter(delay) => {
-                tracing::warn!(engine = engine.name(), reason, delay_ms = delay.as_millis(), "engine ended, starting it again");
+                tracing::warn!(
+                    engine = engine.name(),
+                    reason,
+                    delay_ms = delay.as_millis(),
+                    "engine ended, starting it again"
+                );
                 slot.activity = Activity::Waiting(now + delay);
                 EngineState::Waiting
             }
@@ -276,12 +260,14 @@ impl Watcher {
     }
 
     fn publish(&self, change: impl FnOnce(&mut Record)) {
-        self.record.send_modify(change);
-        let record = self.record.borrow().clone();
+        let mut record = self.record.borrow().clone();
+        change(&mut record);
         if let Err(error) = record.write(&self.layout) {
             // The processes can still be found by their arguments.
             tracing::warn!(%error, "the record of the stack is out of date");
         }
+        // Whoever waits for a state finds it in the file too.
+        self.record.send_replace(record);
     }
 
     fn rotate_logs(&self) {
@@ -307,19 +293,12 @@ fn spawn(launch: &Launch) -> Result<Child, Error> {
         .stderr(log_too)
         .process_group(0)
         .spawn()
-        .map_err(|source| Error::Run {
-            program: format!("setpriv {}", launch.program.display()),
-            source,
-        })
+        .map_err(|source| Error::Run { program: format!("setpriv {}", launch.program.display()), source })
 }
 
 /// Opens a log so that every write goes to its end, wherever that is by then.
 pub(super) fn append(log: &Path) -> Result<File, Error> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(log)
-        .map_err(Error::file("open", log))
+    OpenOptions::new().create(true).append(true).open(log).map_err(Error::file("open", log))
 }
 
 /// Keeps the old content under another name and empties the log in place, since the engine keeps writing to the same file.
@@ -403,19 +382,13 @@ mod tests {
     #[tokio::test]
     async fn an_engine_that_cannot_run_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
-        let policy = RestartPolicy {
-            max_restarts: 2,
-            first_delay: Duration::from_millis(1),
-            ..RestartPolicy::default()
-        };
+        let policy =
+            RestartPolicy { max_restarts: 2, first_delay: Duration::from_millis(1), ..RestartPolicy::default() };
         let (layout, supervisor) = supervisor(directory.path(), policy);
         supervisor.start(shell(&layout, "echo broken >&2; exit 7")).unwrap();
         let status = until(&supervisor, |status| status.state == EngineState::Failed).await;
         assert_eq!((status.restarts, status.last_end.as_deref()), (2, Some("exit code 7")));
-        assert_eq!(
-            fs::read_to_string(layout.log(Engine::Kafka)).unwrap(),
-            "broken\nbroken\nbroken\n"
-        );
+        assert_eq!(fs::read_to_string(layout.log(Engine::Kafka)).unwrap(), "broken\nbroken\nbroken\n");
     }
 
     #[tokio::test]
