@@ -163,6 +163,7 @@ async fn bring_up(
     limit: Duration,
     progress: &Progress,
 ) -> Result<(), Error> {
+    let start = Instant::now();
     let kafka = launches.remove(&Engine::Kafka);
     for (_, launch) in launches {
         running.supervisor.start(launch)?;
@@ -180,7 +181,6 @@ async fn bring_up(
         let record = running.supervisor.record();
         let progress = progress.clone();
         waits.spawn(async move {
-            let start = Instant::now();
             serves(one, &addresses, record, &layout, limit).await?;
             progress.say(&format!("{one} serves after {:.1} s", start.elapsed().as_secs_f64()));
             Ok(())
