@@ -11,5 +11,6 @@ pub mod provider;
 pub mod records;
 pub mod runtime;
 pub mod sink;
+pub mod stack;
 pub mod telemetry;
 pub mod tls;

@@ -7,7 +7,6 @@ pub mod kafka;
 pub mod member;
 pub mod owner;
 pub mod publisher;
-pub mod publisher;
 pub mod restore;
 pub mod schema_wait;
 pub mod shard;

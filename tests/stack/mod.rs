@@ -1,0 +1,4 @@
+//! The laptop stack: its engines, and its sibling in containers.
+
+mod compose;
+mod engines;
