@@ -14,3 +14,4 @@ pub mod sink;
 pub mod stack;
 pub mod telemetry;
 pub mod tls;
+pub mod topology;

@@ -3,6 +3,7 @@
 pub mod calls;
 pub mod clock;
 pub mod control;
+pub mod control_log;
 pub mod kafka;
 pub mod member;
 pub mod owner;

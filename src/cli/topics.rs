@@ -1,0 +1,1 @@
+//! `tollstream topics tail`.
