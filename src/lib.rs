@@ -5,6 +5,7 @@ pub mod codec;
 pub mod config;
 pub mod control;
 pub mod domain;
+pub mod facade;
 pub mod processor;
 pub mod projection;
 pub mod provider;
