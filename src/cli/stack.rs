@@ -98,7 +98,13 @@ pub struct UpArgs {
 }
 
 impl UpArgs {
-    fn wanted(&self) -> daemon::Wanted {
+    /// The directory of the stack's data.
+    pub fn data(&self) -> &Path {
+        &self.data.data
+    }
+
+    /// The ports that were asked for by flag.
+    pub fn wanted(&self) -> daemon::Wanted {
         [
             self.kafka_port,
             self.kafka_controller_port,

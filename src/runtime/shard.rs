@@ -3,19 +3,16 @@
 //! Each round drains every source, decides all of it, and runs what was acknowledged. Rebalance callbacks run inside the
 //! consumer's poll: they stash the event and return, and the loop restores, drains and (un)assigns in its own time.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::Stream as _;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, MessageStream, StreamConsumer};
+use rdkafka::consumer::MessageStream;
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use rdkafka::types::RDKafkaRespErr;
-use rdkafka::{ClientContext, Message as _, Timestamp as KafkaTimestamp};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -24,13 +21,13 @@ use tokio_util::sync::CancellationToken;
 use super::calls::Calls;
 use super::control::Control;
 use super::kafka;
+use super::member::{self, Change, Member, Position, Received};
 use super::owner::{Lost, Owner, Record};
 use super::publisher::{Deliveries, Delivery, Publisher};
 use super::restore::{self, Restore, Tenure};
 use super::shell::{Learned, Load, ProcessorMetrics, Shell, Tag, Topics};
 use crate::codec::Codec;
 use crate::config::{self, millis};
-use crate::domain::Timestamp;
 use crate::domain::ids::partition_of;
 use crate::processor::Bounds;
 use crate::processor::inference::AttemptReport;
@@ -48,8 +45,10 @@ const COMPONENT: &str = "processor";
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error("processor: the producer is broken: {0}")]
+    Producer(KafkaError),
     #[error("processor: {0}")]
-    Kafka(#[from] KafkaError),
+    Member(#[from] member::Error),
     #[error("processor: {0}")]
     Transport(String),
 }
@@ -66,28 +65,6 @@ pub struct Options {
     pub cancel: CancellationToken,
 }
 
-/// What the rebalance callback stashes.
-enum Rebalanced {
-    Assigned(Vec<i32>),
-    Revoked(Vec<i32>),
-}
-
-#[derive(Default)]
-struct Rebalances(Mutex<VecDeque<Rebalanced>>);
-
-impl ClientContext for Rebalances {}
-
-impl ConsumerContext for Rebalances {
-    fn rebalance(&self, _: &BaseConsumer<Self>, error: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
-        let named = partitions.elements().iter().map(|element| element.partition()).collect();
-        let event = match error {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Rebalanced::Assigned(named),
-            _ => Rebalanced::Revoked(named),
-        };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(event);
-    }
-}
-
 /// What became of a restore.
 type Restored = (i32, Result<Tenure, restore::Error>);
 
@@ -99,6 +76,8 @@ struct Round<'a> {
     restored: Vec<Restored>,
     learned: Vec<Learned>,
     records: Vec<BorrowedMessage<'a>>,
+    errors: Vec<KafkaError>,
+    change: Option<Change>,
     tick: bool,
     cancelled: bool,
 }
@@ -110,7 +89,7 @@ struct Channels {
 }
 
 struct Shard {
-    consumer: Arc<StreamConsumer<Rebalances>>,
+    member: Arc<Member>,
     config: config::Config,
     shell: Shell,
     health: Health,
@@ -138,15 +117,12 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let transport = Transport::new(&options.config.providers).map_err(|e| Error::Transport(e.to_string()))?;
     let kafka = options.config.kafka.clone();
     let requests = kafka::topic_name(&kafka, Topic::Requests);
-    let consumer: StreamConsumer<Rebalances> =
-        kafka::hot_consumer(&kafka, "processor").create_with_context(Rebalances::default())?;
-    let consumer = Arc::new(consumer);
-    consumer.subscribe(&[&requests])?;
+    let member = Arc::new(Member::join(&kafka::hot_consumer(&kafka, "processor"), &requests)?);
     options.health.missing(COMPONENT, "no partition is assigned yet");
     let cancel = options.cancel.clone();
     let deliveries = Deliveries::new();
-    let (mut shard, mut channels) = Shard::new(options, transport, consumer.clone(), deliveries.clone());
-    let mut stream = consumer.stream();
+    let (mut shard, mut channels) = Shard::new(options, transport, member.clone(), deliveries.clone());
+    let mut stream = member.stream();
     let mut ticks = tokio::time::interval(millis(shard.config.processor.tick_ms));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut cancelled = Box::pin(cancel.cancelled_owned());
@@ -154,10 +130,10 @@ pub async fn run(options: Options) -> Result<(), Error> {
         let stopping = shard.stopping.is_some();
         let round = std::future::poll_fn(|cx| {
             let mut round = poll_round(cx, &deliveries, &mut channels, &mut stream);
+            round.change = shard.member.try_changed();
             round.tick = ticks.poll_tick(cx).is_ready();
             round.cancelled = !stopping && cancelled.as_mut().poll(cx).is_ready();
-            let rebalanced = !shard.stash().is_empty();
-            if round.is_empty() && !rebalanced { Poll::Pending } else { Poll::Ready(round) }
+            if round.is_empty() { Poll::Pending } else { Poll::Ready(round) }
         })
         .await;
         shard.take(round)?;
@@ -165,7 +141,11 @@ pub async fn run(options: Options) -> Result<(), Error> {
             break;
         }
     }
-    shard.leave();
+    drop(stream);
+    let positions = shard.leave();
+    if let Some(member) = Arc::into_inner(member) {
+        member.leave(&positions).await;
+    }
     Ok(())
 }
 
@@ -173,7 +153,7 @@ fn poll_round<'a>(
     cx: &mut Context<'_>,
     deliveries: &Deliveries,
     channels: &mut Channels,
-    stream: &mut MessageStream<'a, Rebalances>,
+    stream: &mut MessageStream<'a, member::Context>,
 ) -> Round<'a> {
     let mut round = Round::default();
     let _ = deliveries.poll_drain(cx, &mut round.acknowledgements);
@@ -183,7 +163,7 @@ fn poll_round<'a>(
     while round.records.len() < ROUND_MAX {
         match Pin::new(&mut *stream).poll_next(cx) {
             Poll::Ready(Some(Ok(message))) => round.records.push(message),
-            Poll::Ready(Some(Err(error))) => tracing::warn!(%error, "reading requests"),
+            Poll::Ready(Some(Err(error))) => round.errors.push(error),
             Poll::Ready(None) | Poll::Pending => break,
         }
     }
@@ -201,6 +181,8 @@ impl Round<'_> {
             && self.restored.is_empty()
             && self.learned.is_empty()
             && self.records.is_empty()
+            && self.errors.is_empty()
+            && self.change.is_none()
             && !self.tick
             && !self.cancelled
     }
@@ -210,7 +192,7 @@ impl Shard {
     fn new(
         options: Options,
         transport: Transport,
-        consumer: Arc<StreamConsumer<Rebalances>>,
+        member: Arc<Member>,
         deliveries: Arc<Deliveries>,
     ) -> (Self, Channels) {
         let Options { config, partitions, codec, publisher, control, health, metrics, .. } = options;
@@ -250,7 +232,7 @@ impl Shard {
         };
         let restore = Restore { kafka: config.kafka.clone(), codec, publisher, owner: config.instance.clone() };
         let shard = Self {
-            consumer,
+            member,
             shell,
             health,
             restore,
@@ -271,10 +253,6 @@ impl Shard {
         (shard, Channels { reports: reports_in, learned: learned_in, restored: restored_in })
     }
 
-    fn stash(&self) -> std::sync::MutexGuard<'_, VecDeque<Rebalanced>> {
-        self.consumer.context().0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// One round: acknowledgements first, since they free what the rest waits for.
     fn take(&mut self, round: Round<'_>) -> Result<(), Error> {
         for Delivery { tag, outcome } in round.acknowledgements {
@@ -291,20 +269,19 @@ impl Shard {
             }
         }
         for message in &round.records {
-            let record = Record {
-                offset: message.offset(),
-                at: time_of(message.timestamp()),
-                key: message.key(),
-                payload: message.payload().unwrap_or_default(),
-            };
-            self.with_owner(message.partition(), |owner, shell| owner.take(shell, record));
+            let received = Received::of(message);
+            let record =
+                Record { offset: received.offset, at: received.at, key: received.key, payload: received.payload };
+            self.with_owner(received.partition, |owner, shell| owner.take(shell, record));
+        }
+        for error in round.errors {
+            self.member.check(error)?;
         }
         for (partition, restored) in round.restored {
             self.restored(partition, restored)?;
         }
-        loop {
-            let Some(event) = self.stash().pop_front() else { break };
-            self.rebalanced(event);
+        if let Some(change) = round.change {
+            self.rebalanced(change);
         }
         if round.cancelled {
             tracing::info!(open = self.owners.len(), "processor stops: finishing what is under way");
@@ -340,7 +317,7 @@ impl Shard {
             tracing::warn!(kafka.partition = partition, tenure = owner.tenure, %lost, "tenure ended; restoring");
             self.shell.metrics.tenures_lost.inc();
             self.close(partition);
-            self.unassign(&[partition]);
+            self.give_away(&[partition]);
             if self.mine.contains(&partition) && self.stopping.is_none() {
                 self.begin_restore(partition, Duration::ZERO);
             }
@@ -355,9 +332,9 @@ impl Shard {
         self.shell.metrics.partitions.set(self.owners.len() as i64);
     }
 
-    fn rebalanced(&mut self, event: Rebalanced) {
-        match event {
-            Rebalanced::Assigned(partitions) => {
+    fn rebalanced(&mut self, change: Change) {
+        match change {
+            Change::Assigned(partitions) => {
                 tracing::info!(?partitions, "partitions assigned");
                 for partition in &partitions {
                     if !self.mine.contains(partition) {
@@ -369,11 +346,11 @@ impl Shard {
                 }
                 if partitions.is_empty() {
                     // An empty share of the group is an assignment too, and has to be answered.
-                    self.assign(&[]);
+                    self.member.assign(&[]);
                     self.health.ready(COMPONENT);
                 }
             }
-            Rebalanced::Revoked(partitions) => {
+            Change::Revoked(partitions) => {
                 tracing::info!(?partitions, "partitions revoked");
                 self.mine.retain(|partition| !partitions.contains(partition));
                 self.restoring.retain(|partition| !partitions.contains(partition));
@@ -421,9 +398,10 @@ impl Shard {
                 match Owner::begin(tenure, epoch, &mut self.shell) {
                     Ok(owner) => {
                         self.epochs.insert(epoch, partition);
-                        let from = owner.resume_offset();
+                        let position = Position { partition, offset: owner.resume_offset(), note: String::new() };
                         self.owners.insert(partition, owner);
-                        self.assign(&[(partition, from)]);
+                        self.assigned.push(partition);
+                        self.member.assign(&[position]);
                     }
                     Err(lost) => {
                         tracing::warn!(kafka.partition = partition, %lost, "tenure could not begin; restoring");
@@ -457,18 +435,18 @@ impl Shard {
             let congested = self.owners.get(&partition).is_some_and(Owner::is_congested);
             match (congested, self.paused.contains(&partition)) {
                 (true, false) => {
-                    self.consumer.pause(&self.list(&[partition]))?;
+                    self.member.pause(partition);
                     self.paused.push(partition);
                 }
                 (false, true) => {
-                    self.consumer.resume(&self.list(&[partition]))?;
+                    self.member.resume(partition);
                     self.paused.retain(|paused| *paused != partition);
                 }
                 _ => {}
             }
         }
         if let Some(fatal) = self.shell.publisher.fatal_error() {
-            return Err(Error::Kafka(fatal));
+            return Err(Error::Producer(fatal));
         }
         if self.offsets_due <= Instant::now() {
             self.offsets_due = Instant::now() + millis(self.config.processor.offset_commit_ms);
@@ -477,22 +455,18 @@ impl Shard {
         Ok(())
     }
 
+    /// The journal is the authority; the group's offsets are for lag, and the next commit repeats what failed.
     fn commit_offsets(&mut self) {
-        let mut offsets = TopicPartitionList::new();
-        for (partition, owner) in &mut self.owners {
-            if let Some(next) = owner.offset_to_commit() {
-                let added = offsets.add_partition_offset(&self.shell.topics.requests, *partition, Offset::Offset(next));
-                if let Err(error) = added {
-                    tracing::warn!(%error, "committing offsets");
-                }
-            }
-        }
-        // The journal is the authority; the group's offsets are for lag, and the next commit repeats what failed.
-        if offsets.count() > 0
-            && let Err(error) = self.consumer.commit(&offsets, CommitMode::Async)
-        {
-            tracing::warn!(%error, "committing offsets");
-        }
+        let positions = self.positions();
+        self.member.commit(&positions);
+    }
+
+    fn positions(&mut self) -> Vec<Position> {
+        let next = |(partition, owner): (&i32, &mut Owner)| {
+            let offset = owner.offset_to_commit()?;
+            Some(Position { partition: *partition, offset: Some(offset), note: String::new() })
+        };
+        self.owners.iter_mut().filter_map(next).collect()
     }
 
     /// Gives revoked partitions away once nothing is under way on them, or when the bound has passed.
@@ -508,39 +482,14 @@ impl Shard {
             self.close(*partition);
         }
         self.paused.retain(|partition| !partitions.contains(partition));
-        self.unassign(&partitions);
+        self.give_away(&partitions);
         Ok(())
     }
 
-    fn list(&self, partitions: &[i32]) -> TopicPartitionList {
-        let mut list = TopicPartitionList::new();
-        for partition in partitions {
-            list.add_partition(&self.shell.topics.requests, *partition);
-        }
-        list
-    }
-
-    fn assign(&mut self, partitions: &[(i32, Option<i64>)]) {
-        let mut list = TopicPartitionList::new();
-        for (partition, from) in partitions {
-            let offset = from.map_or(Offset::Beginning, Offset::Offset);
-            let added = list.add_partition_offset(&self.shell.topics.requests, *partition, offset);
-            if let Err(error) = added {
-                tracing::error!(kafka.partition = partition, %error, "assigning");
-            }
-            self.assigned.push(*partition);
-        }
-        if let Err(error) = self.consumer.incremental_assign(&list) {
-            tracing::error!(%error, "assigning");
-        }
-    }
-
-    fn unassign(&mut self, partitions: &[i32]) {
+    fn give_away(&mut self, partitions: &[i32]) {
         let had: Vec<i32> = partitions.iter().copied().filter(|p| self.assigned.contains(p)).collect();
         self.assigned.retain(|partition| !had.contains(partition));
-        if let Err(error) = self.consumer.incremental_unassign(&self.list(&had)) {
-            tracing::warn!(%error, "giving partitions away");
-        }
+        self.member.unassign(&had);
     }
 
     fn is_done(&self) -> bool {
@@ -550,17 +499,13 @@ impl Shard {
         }
     }
 
-    /// The last offsets, and out of the group.
-    fn leave(mut self) {
-        self.commit_offsets();
+    /// Ends what is left, and gives the last offsets.
+    fn leave(mut self) -> Vec<Position> {
+        let positions = self.positions();
         for partition in self.owners.keys().copied().collect::<Vec<_>>() {
             self.close(partition);
         }
         self.health.forget(COMPONENT);
-        self.consumer.unsubscribe();
+        positions
     }
-}
-
-fn time_of(timestamp: KafkaTimestamp) -> Timestamp {
-    Timestamp::from_millis(timestamp.to_millis().unwrap_or_default())
 }

@@ -102,6 +102,14 @@ impl Ports {
     }
 }
 
+/// Refuses a port of the gateway's own that somebody listens on; 0 is any free port.
+pub fn check_port(port: u16, purpose: &'static str, flag: &'static str) -> Result<(), Error> {
+    match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::PortTaken { port, purpose, flag, holder: holder(port) }),
+    }
+}
+
 fn free_listener() -> Result<TcpListener, Error> {
     let first_outgoing = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
         .ok()

@@ -39,6 +39,11 @@ impl Identity {
         Self::of(self.pid) == Some(self)
     }
 
+    /// Asks this very process to end (SIGTERM). False: it has ended.
+    pub fn terminate(self) -> bool {
+        self.signal(Signal::TERM)
+    }
+
     /// Sends a signal to this very process. False: it has ended.
     pub(super) fn signal(self, signal: Signal) -> bool {
         let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else {

@@ -1,4 +1,7 @@
-//! The laptop stack: its engines, and its sibling in containers.
+//! On the real engines.
+
+pub mod fixture;
 
 mod compose;
+mod end_to_end;
 mod engines;
