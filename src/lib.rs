@@ -8,5 +8,6 @@ pub mod domain;
 pub mod provider;
 pub mod records;
 pub mod runtime;
+pub mod simulate;
 pub mod telemetry;
 pub mod tls;
