@@ -248,3 +248,7 @@ async fn read(mut response: Response, bytes_max: usize) -> Result<Bytes, Failure
     }
     Ok(if all.is_empty() { first } else { all.freeze() })
 }
+
+#[cfg(test)]
+#[path = "transport_tests.rs"]
+mod tests;
