@@ -16,9 +16,6 @@ use super::metrics::{Metrics, Outcome};
 use super::slot::{Beginning, Piece};
 use super::sse;
 
-/// How long after the deadline the owner's own terminal may still come, before the facade gives up by itself.
-const DEADLINE_GRACE: Duration = Duration::from_secs(5);
-
 /// An answer on its way. Dropping it early cancels the request.
 pub struct Answer {
     listener: Listener,
@@ -33,9 +30,9 @@ pub struct Answer {
 }
 
 impl Answer {
-    pub fn new(listener: Listener, metrics: Metrics, timeout: Duration, keep_alive: Duration) -> Self {
+    pub fn new(listener: Listener, metrics: Metrics, gives_up_after: Duration, keep_alive: Duration) -> Self {
         let now = Instant::now();
-        let gives_up_at = now + timeout + DEADLINE_GRACE;
+        let gives_up_at = now + gives_up_after;
         let timer = Box::pin(tokio::time::sleep_until(gives_up_at.min(now + keep_alive)));
         Self { listener, metrics, timer, gives_up_at, keep_alive, last_written: now, outcome: None }
     }

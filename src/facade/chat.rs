@@ -80,7 +80,7 @@ async fn ask(app: &App, id: &RequestId, http: Request) -> Result<(Answer, bool),
     };
     let listener = app.hub.ask(permit, Box::new(chat), stream)?;
     let keep_alive = millis(app.config.keep_alive_ms);
-    Ok((Answer::new(listener, app.hub.metrics().clone(), timeout, keep_alive), stream))
+    Ok((Answer::new(listener, app.hub.metrics().clone(), timeout + app.deadline_grace, keep_alive), stream))
 }
 
 /// Reads the body, within the bounds of one request and of all together.

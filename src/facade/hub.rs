@@ -137,7 +137,7 @@ impl Hub {
         let slot = Arc::new(Slot::new(key, stream, self.bounds, self.options.metrics.clone()));
         self.open_slot(tag, &slot)?;
         // From here on the slot is closed by the listener's end, which sends a cancel unless the request was never sent.
-        let mut listener = Listener { hub: self.clone(), slot, tag, sent: false, _permit: None };
+        let mut listener = Listener { hub: self.clone(), slot, tag, sent: false, permit: None };
         let organization = listener.slot.key.organization.as_str();
         let partition = partition_of(organization, self.options.partitions);
         self.options.bus.send(partition, organization.as_bytes(), &payload, tag).map_err(|error| match error {
@@ -149,7 +149,7 @@ impl Hub {
         })?;
         listener.sent = true;
         permit.release_body();
-        listener._permit = Some(permit);
+        listener.permit = Some(permit);
         Ok(listener)
     }
 
@@ -310,7 +310,7 @@ pub struct Listener {
     pub slot: Arc<Slot>,
     tag: u64,
     sent: bool,
-    _permit: Option<Permit>,
+    permit: Option<Permit>,
 }
 
 impl Listener {
@@ -326,6 +326,7 @@ impl Drop for Listener {
         slots.by_tag.remove(&self.tag);
         slots.keys.remove(&self.slot.key);
         drop(slots);
+        drop(self.permit.take());
         if self.slot.abandon() && self.sent {
             self.hub.cancel(&self.slot.key, Cancelled::ClientDisconnected);
         }

@@ -53,6 +53,8 @@ pub type Control = Arc<dyn Fn() -> Arc<Tables> + Send + Sync>;
 
 /// Connections beside those of the requests under way: idle ones, and health probes.
 const CONNECTIONS_SPARE: usize = 1_024;
+/// How long after a request's deadline the owner's own terminal may still come, before the facade gives up by itself.
+const DEADLINE_GRACE: Duration = Duration::from_secs(5);
 /// How long ended streams may take to write their last bytes before their connections are closed.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the Kafka side may take to end.
@@ -146,7 +148,8 @@ impl Facade {
 
         let drain = config::millis(config.drain_ms);
         let connections_max = config.requests_max + CONNECTIONS_SPARE;
-        let app = Arc::new(routes::App { hub: hub.clone(), control: options.control, config, health });
+        let (control, deadline_grace) = (options.control, DEADLINE_GRACE);
+        let app = Arc::new(routes::App { hub: hub.clone(), control, config, deadline_grace, health });
         let router = routes::router(&routes::ROUTES, app);
         let mut server = JoinSet::new();
         server.spawn(server::serve(options.listener, router, connections_max, stop.clone()));

@@ -1,6 +1,7 @@
 //! What the facade's listener answers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -23,6 +24,8 @@ pub struct App {
     pub hub: Arc<Hub>,
     pub control: Control,
     pub config: config::Facade,
+    /// How long after a deadline the owner's own terminal may still come.
+    pub deadline_grace: Duration,
     pub health: Health,
 }
 
