@@ -5,7 +5,7 @@
 -- so read through the views of the next migration, which never count one twice.
 --
 -- NULL is unknown (or does not apply), never zero. `at` is the time inside the journal's commit, `received_at` that of
--- the request. Token classes are disjoint: input_tokens leaves out cached_input_tokens and cache_write_tokens;
+-- the request. Token classes are disjoint: input_tokens leaves out cached_input_tokens and cache_write_tokens,
 -- output_tokens includes reasoning_tokens. cost_usd is exact: its unit is the pico-dollar of the journal.
 CREATE TABLE IF NOT EXISTS {database}.usage
 (
