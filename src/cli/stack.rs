@@ -1,7 +1,7 @@
 //! `tollstream stack`: the engines of a laptop.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -218,8 +218,8 @@ async fn logs(data: &Path, name: &str, lines: usize, follow: bool) -> anyhow::Re
     let length = file.metadata()?.len();
     let mut position = length.saturating_sub(LOOK_BACK_BYTES);
     let text = read_from(&mut file, &mut position)?;
-    for line in last_lines(&text, lines) {
-        output::line(line);
+    if !print(last_lines(&text, lines)) {
+        return Ok(ExitCode::SUCCESS);
     }
     if !follow {
         return Ok(ExitCode::SUCCESS);
@@ -230,10 +230,16 @@ async fn logs(data: &Path, name: &str, lines: usize, follow: bool) -> anyhow::Re
         if file.metadata()?.len() < position {
             position = 0;
         }
-        for line in read_from(&mut file, &mut position)?.lines() {
-            output::line(line);
+        if !print(read_from(&mut file, &mut position)?.lines()) {
+            return Ok(ExitCode::SUCCESS);
         }
     }
+}
+
+/// Prints lines. False: the reader, such as `head`, has gone, and following on would be for nobody.
+fn print<'a>(mut lines: impl Iterator<Item = &'a str>) -> bool {
+    let mut out = std::io::stdout().lock();
+    lines.all(|line| writeln!(out, "{line}").is_ok()) && out.flush().is_ok()
 }
 
 /// Reads whole lines from a position on, and moves it behind them. A line that is still being written waits for its end.
@@ -253,8 +259,6 @@ fn last_lines(text: &str, count: usize) -> impl Iterator<Item = &str> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
-
     use super::*;
 
     #[test]

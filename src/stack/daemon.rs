@@ -149,14 +149,14 @@ fn is_supervisor(pid: u32, layout: &Layout) -> bool {
 
 fn spawn(layout: &Layout, options: &Options) -> Result<Child, Error> {
     std::fs::create_dir_all(layout.logs()).map_err(Error::file("create the directory", &layout.logs()))?;
-    let program = std::env::current_exe()
-        .map_err(|source| Error::Run { program: "this program once more".to_owned(), source })?;
+    let program =
+        std::env::current_exe().map_err(|cause| Error::Run { program: "this program once more".to_owned(), cause })?;
     let log = supervisor::append(&layout.supervisor_log())?;
     let mut command = Command::new(&program);
     command.args(SUPERVISE).arg("--data").arg(layout.root()).args(arguments(options));
     // The directory is not kept busy by a process that outlives the shell in it.
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-    command.spawn().map_err(|source| Error::Run { program: program.display().to_string(), source })
+    command.spawn().map_err(|cause| Error::Run { program: program.display().to_string(), cause })
 }
 
 /// The options that the supervising process is started with, besides its data directory.

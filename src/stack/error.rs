@@ -12,17 +12,17 @@ pub enum Error {
     #[error("no place to install the engines: set TOLLSTREAM_ENGINES to a directory, or HOME")]
     NoCacheDirectory,
     /// Programs that the engines need are not there.
-    #[error("{0}")]
+    #[error(transparent)]
     Prerequisites(#[from] Missing),
     /// A path that the engines' own configuration formats cannot carry.
     #[error("the directory {} cannot be used: the engines' configuration needs a path of plain UTF-8 without any of {forbidden}", path.display())]
     Path { path: PathBuf, forbidden: String },
     /// A file operation failed.
-    #[error("cannot {action} {}: {source}", path.display())]
-    File { action: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("cannot {action} {}: {cause}", path.display())]
+    File { action: &'static str, path: PathBuf, cause: std::io::Error },
     /// A program could not be started.
-    #[error("cannot run {program}: {source}")]
-    Run { program: String, source: std::io::Error },
+    #[error("cannot run {program}: {cause}")]
+    Run { program: String, cause: std::io::Error },
     /// A program ended with an error.
     #[error("{program} ended with {status}; the end of its output:\n{output}")]
     Program { program: String, status: String, output: String },
@@ -71,6 +71,6 @@ impl Error {
     /// For `map_err`: which file, and what was tried with it.
     pub(super) fn file(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::File { action, path, source }
+        move |cause| Self::File { action, path, cause }
     }
 }

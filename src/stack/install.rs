@@ -4,11 +4,8 @@
 //! is filled under another name and renamed when complete: what has its name is whole. One installer runs at a time.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
@@ -20,14 +17,13 @@ use super::definition::{
 use super::engine::{CLICKHOUSE_HOST_PROGRAM, kafka_jar, make_directory, registry_runner, write_file};
 use super::layout::plain_path;
 use super::prerequisites::{self, Need};
+use super::program;
 use super::progress::{Progress, Task};
 use super::{Engine, Error};
 
 /// The longest that one program of an installation may run. Slow lines exist; hanging for ever helps nobody.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(30 * 60);
-/// How many lines of a failed program's output are shown.
-const OUTPUT_LINES: usize = 25;
-/// How often a running program is looked at.
+/// How often the lock of another installer is tried.
 const LOOK_EVERY: Duration = Duration::from_millis(150);
 /// The name of folders that are being filled.
 const UNFINISHED: &str = ".unfinished-";
@@ -148,7 +144,7 @@ fn lock(engines: &Path, progress: &Progress) -> Result<File, Error> {
                     limit: PROGRAM_LIMIT,
                 });
             }
-            Err(TryLockError::Error(source)) => return Err(Error::file("lock", &path)(source)),
+            Err(TryLockError::Error(cause)) => return Err(Error::file("lock", &path)(cause)),
         }
     }
 }
@@ -197,7 +193,7 @@ fn install_kafka(directory: &Path, task: &Task) -> Result<(), Error> {
     let mut command = Command::new("mvn");
     command.args(["-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime"]);
     command.arg("-DoutputDirectory=libs").current_dir(directory);
-    run("mvn", &mut command, || task.at(size_of_directory(&libs)))?;
+    program::run("mvn", PROGRAM_LIMIT, &mut command, || task.at(size_of_directory(&libs)))?;
     require(Engine::Kafka, &libs.join(kafka_jar()), "Maven reported success; look at its settings")
 }
 
@@ -205,11 +201,11 @@ fn install_registry(directory: &Path, task: &Task) -> Result<(), Error> {
     let mut command = Command::new("mvn");
     command.args(["-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=."]);
     command.current_dir(directory);
-    run("mvn", &mut command, || task.at(size_of_directory(directory)))?;
+    program::run("mvn", PROGRAM_LIMIT, &mut command, || task.at(size_of_directory(directory)))?;
     let archive = format!("apicurio-registry-app-{REGISTRY_VERSION}-all.tar.gz");
     let mut unpack = Command::new("tar");
     unpack.args(["--no-same-owner", "-xzf", &archive]).current_dir(directory);
-    run("tar", &mut unpack, || {})?;
+    program::run("tar", PROGRAM_LIMIT, &mut unpack, || {})?;
     remove(&directory.join(&archive))?;
     require(Engine::Registry, &directory.join(registry_runner()), "the archive has another content than expected")
 }
@@ -218,7 +214,7 @@ fn install_clickhouse(directory: &Path, task: &Task) -> Result<(), Error> {
     let mut fetch = Command::new("npm");
     // Scripts of packages are not run: the library needs none.
     fetch.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(directory);
-    run("npm", &mut fetch, || task.at(size_of_directory(directory)))?;
+    program::run("npm", PROGRAM_LIMIT, &mut fetch, || task.at(size_of_directory(directory)))?;
     let modules = directory.join("node_modules");
     let library = modules.join("@chdb").join("lib-linux-x64-gnu").join("libchdb.so");
     require(
@@ -232,7 +228,7 @@ fn install_clickhouse(directory: &Path, task: &Task) -> Result<(), Error> {
     let mut compile = Command::new("cc");
     compile.args(["-O1", "-o", CLICKHOUSE_HOST_PROGRAM, "clickhouse-host.c", "-L."]);
     compile.args(["-l:libchdb.so", "-Wl,-rpath,$ORIGIN"]).current_dir(directory);
-    run("cc", &mut compile, || {})
+    program::run("cc", PROGRAM_LIMIT, &mut compile, || {})
 }
 
 fn require(engine: Engine, file: &Path, hint: &'static str) -> Result<(), Error> {
@@ -260,79 +256,6 @@ fn size_of_directory(directory: &Path) -> u64 {
         .sum()
 }
 
-/// Runs a program to its end, bounded, in a process group of its own so that all of it can be ended.
-fn run(program: &str, command: &mut Command, look: impl Fn()) -> Result<(), Error> {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn()
-        .map_err(|source| Error::Run { program: program.to_owned(), source })?;
-    let (sender, lines) = mpsc::sync_channel(64);
-    let readers = [
-        child.stdout.take().map(|pipe| read_lines(pipe, sender.clone())),
-        child.stderr.take().map(|pipe| read_lines(pipe, sender)),
-    ];
-    let deadline = Instant::now() + PROGRAM_LIMIT;
-    let mut tail = std::collections::VecDeque::new();
-    let status = loop {
-        look();
-        match lines.recv_timeout(LOOK_EVERY) {
-            Ok(line) => keep_last(&mut tail, line),
-            Err(mpsc::RecvTimeoutError::Timeout) => {}
-            Err(mpsc::RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK_EVERY),
-        }
-        match child.try_wait() {
-            Ok(Some(status)) => break status,
-            Ok(None) if Instant::now() < deadline => {}
-            Ok(None) | Err(_) => {
-                end_group(&mut child);
-                return Err(Error::TimedOut { what: program.to_owned(), limit: PROGRAM_LIMIT });
-            }
-        }
-    };
-    for line in lines {
-        keep_last(&mut tail, line);
-    }
-    for reader in readers.into_iter().flatten() {
-        let _ = reader.join();
-    }
-    if status.success() {
-        return Ok(());
-    }
-    Err(Error::Program {
-        program: program.to_owned(),
-        status: status.to_string(),
-        output: tail.into_iter().collect::<Vec<String>>().join("\n"),
-    })
-}
-
-fn keep_last(tail: &mut std::collections::VecDeque<String>, line: String) {
-    if tail.len() == OUTPUT_LINES {
-        tail.pop_front();
-    }
-    tail.push_back(line);
-}
-
-fn read_lines(pipe: impl Read + Send + 'static, lines: mpsc::SyncSender<String>) -> std::thread::JoinHandle<()> {
-    std::thread::spawn(move || {
-        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-            if lines.send(line).is_err() {
-                return;
-            }
-        }
-    })
-}
-
-fn end_group(child: &mut Child) {
-    if let Some(pid) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) {
-        // The child is not reaped yet, so the number is still its own.
-        let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
-    }
-    let _ = child.wait();
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -344,16 +267,6 @@ mod tests {
             assert!(name.starts_with(&format!("{engine}-{}", definition(engine).0)), "{name}");
             assert_eq!(name, folder(engine));
         }
-    }
-
-    #[test]
-    fn a_failed_program_is_told_with_the_end_of_its_output() {
-        let mut command = Command::new("sh");
-        command.args(["-c", "seq 100; echo broken >&2; exit 3"]);
-        let error = run("sh", &mut command, || {}).unwrap_err().to_string();
-        assert!(error.contains("exit status: 3"), "{error}");
-        assert!(error.contains("broken") && error.contains("\n100"), "{error}");
-        assert!(!error.contains("\n50\n"), "{error}");
     }
 
     #[test]

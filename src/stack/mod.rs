@@ -16,6 +16,7 @@ mod layout;
 mod ports;
 mod prerequisites;
 mod process;
+mod program;
 mod progress;
 mod ready;
 mod record;

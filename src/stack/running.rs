@@ -142,7 +142,7 @@ pub(super) fn lock(layout: &Layout) -> Result<File, Error> {
                 None => "another process that is starting or ending a stack".to_owned(),
             },
         }),
-        Err(TryLockError::Error(source)) => Err(Error::file("lock", &path)(source)),
+        Err(TryLockError::Error(cause)) => Err(Error::file("lock", &path)(cause)),
     }
 }
 
@@ -205,7 +205,7 @@ fn format_kafka(layout: &Layout, installed: &Installed) -> Result<(), Error> {
         .current_dir(&launch.directory)
         .stdin(std::process::Stdio::null())
         .output()
-        .map_err(|source| Error::Run { program: launch.program.display().to_string(), source })?;
+        .map_err(|cause| Error::Run { program: launch.program.display().to_string(), cause })?;
     if output.status.success() {
         return Ok(());
     }

@@ -54,7 +54,7 @@ impl Supervisor {
         let thread = std::thread::Builder::new()
             .name("stack-supervisor".to_owned())
             .spawn(move || watcher.run(&inbox))
-            .map_err(|source| Error::Run { program: "the supervising thread".to_owned(), source })?;
+            .map_err(|cause| Error::Run { program: "the supervising thread".to_owned(), cause })?;
         Ok(Self { orders: Some(orders), thread: Some(thread), record: receiver })
     }
 
@@ -293,7 +293,7 @@ fn spawn(launch: &Launch) -> Result<Child, Error> {
         .stderr(log_too)
         .process_group(0)
         .spawn()
-        .map_err(|source| Error::Run { program: format!("setpriv {}", launch.program.display()), source })
+        .map_err(|cause| Error::Run { program: format!("setpriv {}", launch.program.display()), cause })
 }
 
 /// Opens a log so that every write goes to its end, wherever that is by then.
