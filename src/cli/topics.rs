@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
-use rdkafka::consumer::{Consumer as _, StreamConsumer};
+use rdkafka::ClientContext;
+use rdkafka::consumer::{Consumer as _, ConsumerContext, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::{Message as _, Offset, TopicPartitionList};
@@ -113,14 +114,25 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The end of a partition is what is waited for here, not an error to be logged.
+struct Quiet;
+
+impl ClientContext for Quiet {
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "kafka client");
+    }
+}
+
+impl ConsumerContext for Quiet {}
+
 /// Partitions that are still to be read, and the offset at which each ends.
 type Open = BTreeMap<i32, i64>;
 
-async fn assign(config: &Config, topic: &str, arguments: &Tail) -> anyhow::Result<(StreamConsumer, Open)> {
+async fn assign(config: &Config, topic: &str, arguments: &Tail) -> anyhow::Result<(StreamConsumer<Quiet>, Open)> {
     let mut client = kafka::hot_consumer(&config.kafka, "tail");
     // Compaction and control records leave gaps, so only the broker can say where the end is.
     client.set("enable.partition.eof", "true").set("fetch.message.max.bytes", "1048576");
-    let consumer: StreamConsumer = client.create().context("cannot make a Kafka consumer")?;
+    let consumer: StreamConsumer<Quiet> = client.create_with_context(Quiet).context("cannot make a Kafka consumer")?;
     let (topic, from, only) = (topic.to_owned(), arguments.from, arguments.partition);
     let asked = tokio::task::spawn_blocking(move || {
         let metadata = consumer.fetch_metadata(None, METADATA_TIMEOUT).context("kafka did not answer")?;

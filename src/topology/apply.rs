@@ -19,6 +19,7 @@ use crate::records::Topic;
 use crate::runtime::control_log::{self, ControlLog};
 use crate::runtime::kafka;
 use crate::runtime::publisher::{self, Publisher};
+use crate::sink::migrations;
 
 /// Who changes control, as its records say.
 const ACTOR: &str = "tollstream topology apply";
@@ -196,6 +197,11 @@ async fn seed(config: &Config, registry: Registry, puts: Vec<control_log::Wanted
 }
 
 /// ClickHouse's pending migrations by name; applies them when asked to.
-async fn clickhouse_step(_config: &Config, _apply: bool) -> Result<Vec<String>, Error> {
-    Ok(Vec::new())
+async fn clickhouse_step(config: &Config, apply: bool) -> Result<Vec<String>, Error> {
+    let failed = |error: crate::sink::Error| Error::ClickHouse(error.to_string());
+    let found = match apply {
+        true => migrations::apply(&config.clickhouse).await.map_err(failed)?,
+        false => migrations::pending(&config.clickhouse).await.map_err(failed)?,
+    };
+    Ok(found.iter().map(|migration| format!("{:04}_{}", migration.number, migration.name)).collect())
 }

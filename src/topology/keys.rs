@@ -16,6 +16,9 @@ const SECRET_BYTES: usize = 32;
 /// Characters of the secret that control keeps, to recognise it by.
 const SHOWN: usize = SECRET_PREFIX.len() + 6;
 
+/// What admin keys begin with.
+pub const ADMIN_PREFIX: &str = "tsa_";
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("organization {organization} is not on control; put it into topology/seed/organizations.toml and apply")]
@@ -59,7 +62,7 @@ pub async fn create(
     if log.tables().organization(organization).is_none() {
         return Err(Error::NoOrganization { organization: organization.clone() });
     }
-    let secret = format!("{SECRET_PREFIX}{}", hex::encode(random::<SECRET_BYTES>()?));
+    let secret = secret(SECRET_PREFIX)?;
     let id = match name {
         Some(name) => KeyId::parse(name)?,
         None => KeyId::parse(&format!("key_{}", hex::encode(random::<6>()?)))?,
@@ -81,6 +84,11 @@ pub async fn create(
     }
     let version = log.tables().version_of(EntityKind::Key, id.as_str());
     Ok(Created { id, organization: organization.clone(), secret: Secret::new(secret), version })
+}
+
+/// A random secret of 256 bits that begins with `prefix`.
+pub fn secret(prefix: &str) -> Result<String, Error> {
+    Ok(format!("{prefix}{}", hex::encode(random::<SECRET_BYTES>()?)))
 }
 
 fn random<const N: usize>() -> Result<[u8; N], Error> {
