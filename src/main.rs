@@ -33,7 +33,7 @@ enum Command {
     #[command(subcommand)]
     Keys(cli::keys::Command),
     /// An OpenAI-compatible upstream that answers without a model
-    Simulate(cli::simulate::SimulateArgs),
+    Simulate(cli::simulate::Args),
 }
 
 #[tokio::main]
@@ -47,7 +47,7 @@ async fn main() -> ExitCode {
         Command::Topology(args) => cli::topology::run(args).await,
         Command::Topics(args) => cli::topics::run(args).await,
         Command::Keys(args) => cli::keys::run(args).await,
-        Command::Simulate(args) => cli::simulate::run(args).await,
+        Command::Simulate(args) => cli::simulate::run(args).await.map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
         cli::output::note(&format!("error: {error:#}"));

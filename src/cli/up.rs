@@ -253,8 +253,8 @@ async fn start_simulator(
     let port = args.simulator_port.unwrap_or(if args.ephemeral { 0 } else { 4010 });
     stack::check_port(port, "the simulator", "--simulator-port")?;
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
-    let server = simulate::Server::start(simulate::Options::default(), listener);
-    config.providers.simulator_url = Some(format!("http://{}/v1", server.addr));
+    let server = simulate::Server::start(simulate::Options::default(), listener)?;
+    config.providers.simulator_url = Some(format!("http://{}/v1", server.addr()));
     let known: Vec<&str> = config.providers.credentials.keys().map(String::as_str).collect();
     progress.say(&match known.is_empty() {
         true => "no provider key in the environment or .env: the simulator answers for every provider".to_owned(),
@@ -299,7 +299,7 @@ fn describe(
         registry: addresses.registry.clone(),
         clickhouse: addresses.clickhouse.clone(),
         database: config.clickhouse.database.clone(),
-        simulator: simulator.map(|server| format!("http://{}", server.addr)),
+        simulator: simulator.map(|server| format!("http://{}", server.addr())),
         data: data.to_owned(),
         pid: std::process::id(),
     }
