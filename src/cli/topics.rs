@@ -156,7 +156,12 @@ async fn assign(config: &Config, topic: &str, arguments: &Tail) -> anyhow::Resul
     asked.await.context("the question to kafka was broken off")?
 }
 
-async fn tail(consumer: &StreamConsumer, mut open: Open, mut decoder: Decoder, arguments: &Tail) -> anyhow::Result<()> {
+async fn tail(
+    consumer: &StreamConsumer<Quiet>,
+    mut open: Open,
+    mut decoder: Decoder,
+    arguments: &Tail,
+) -> anyhow::Result<()> {
     let mut left = arguments.max.unwrap_or(u64::MAX);
     while left > 0 && (arguments.follow || !open.is_empty()) {
         let received = match arguments.follow {

@@ -1,1 +1,4 @@
+//! Official SDKs and the examples, as people use them.
 
+mod producer;
+mod python;

@@ -5,3 +5,5 @@ pub mod fixture;
 mod compose;
 mod end_to_end;
 mod engines;
+mod evolution;
+mod topology;
