@@ -339,7 +339,8 @@ async fn the_decision_table_of_odd_answers() {
         "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"é\"},\"finish_reason\":\"stop\"}]}\n\n".as_bytes();
     let middle = event.iter().position(|byte| *byte == 0xc3).unwrap() + 1;
     let text = |text: &str| text.as_bytes().to_vec();
-    let table: Vec<(&str, bool, Vec<Vec<u8>>, usize, Result<(), FailureClass>)> = vec![
+    type Row = (&'static str, bool, Vec<Vec<u8>>, usize, Result<(), FailureClass>);
+    let table: Vec<Row> = vec![
         (
             "split UTF-8",
             true,
