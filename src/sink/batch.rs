@@ -1,0 +1,151 @@
+//! What is written to ClickHouse at one go, and how far each partition is read then.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::codec::{self, Codec};
+use crate::records::dead_letters::DeadLetter;
+use crate::records::usage::UsageRecord;
+use crate::runtime::member::Received;
+
+/// Bytes of dead letters after which a batch is full.
+const LETTER_BYTES_MAX: usize = 4 << 20;
+
+/// Rows, dead letters, and the offsets that may be committed when both are acknowledged.
+#[derive(Default)]
+pub struct Batch {
+    rows: Vec<UsageRecord>,
+    letters: Vec<Encoded>,
+    letter_bytes: usize,
+    ends: BTreeMap<i32, i64>,
+    begun: Option<Instant>,
+}
+
+/// A record that could not be read.
+pub struct Letter {
+    letter: DeadLetter,
+}
+
+/// A dead letter as it is sent.
+pub struct Encoded {
+    pub key: Vec<u8>,
+    pub payload: Vec<u8>,
+}
+
+impl Letter {
+    pub fn new(topic: &str, record: Received<'_>, reason: &str, error: &codec::Error, bytes_max: usize) -> Self {
+        let kept = &record.payload[..record.payload.len().min(bytes_max)];
+        Self {
+            letter: DeadLetter {
+                topic: topic.to_owned(),
+                partition: record.partition,
+                offset: record.offset,
+                at: record.at,
+                reason: reason.to_owned(),
+                detail: error.to_string(),
+                key: record.key.map(Bytes::copy_from_slice),
+                payload: Some(Bytes::copy_from_slice(kept)),
+                payload_bytes: i64::try_from(record.payload.len()).unwrap_or(i64::MAX),
+            },
+        }
+    }
+
+    pub fn encoded(self, codec: &Codec) -> Result<Encoded, codec::Error> {
+        let mut payload = Vec::new();
+        codec.encode(&self.letter, &mut payload)?;
+        Ok(Encoded { key: self.letter.key.unwrap_or_default().to_vec(), payload })
+    }
+}
+
+impl Batch {
+    pub fn add(&mut self, partition: i32, offset: i64, row: UsageRecord) {
+        self.reach(partition, offset);
+        self.rows.push(row);
+    }
+
+    pub fn add_letter(&mut self, partition: i32, offset: i64, letter: Encoded) {
+        self.reach(partition, offset);
+        self.letter_bytes += letter.payload.len();
+        self.letters.push(letter);
+    }
+
+    fn reach(&mut self, partition: i32, offset: i64) {
+        self.begun.get_or_insert_with(Instant::now);
+        let end = self.ends.entry(partition).or_default();
+        *end = (*end).max(offset + 1);
+    }
+
+    pub fn is_full(&self, rows_max: usize) -> bool {
+        self.rows.len() + self.letters.len() >= rows_max || self.letter_bytes >= LETTER_BYTES_MAX
+    }
+
+    /// When the batch is to be written at the latest; `None` when it is empty.
+    pub fn due_at(&self, after: Duration) -> Option<Instant> {
+        self.begun.map(|begun| begun + after)
+    }
+
+    pub fn rows(&self) -> &[UsageRecord] {
+        &self.rows
+    }
+
+    pub fn letters(&self) -> &[Encoded] {
+        &self.letters
+    }
+
+    /// Of each partition, the offset of the first record after this batch.
+    pub fn ends(&self) -> impl Iterator<Item = (i32, i64)> + '_ {
+        self.ends.iter().map(|(partition, end)| (*partition, *end))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Timestamp;
+
+    fn letter(offset: i64, payload: &[u8]) -> Encoded {
+        let at = Timestamp::from_millis(5);
+        let record = Received { partition: 1, offset, at, key: Some(b"acme"), payload };
+        let error = codec::Error::NotFramed { bytes: payload.len() };
+        Letter::new("usage", record, "undecodable", &error, 10).encoded(&Codec::offline().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn an_empty_batch_is_never_due() {
+        let batch = Batch::default();
+        assert_eq!(batch.due_at(Duration::ZERO), None);
+        assert!(!batch.is_full(1));
+    }
+
+    #[test]
+    fn a_batch_ends_after_its_last_record_whatever_that_was() {
+        let mut batch = Batch::default();
+        batch.add_letter(1, 7, letter(7, b"x"));
+        batch.add_letter(1, 6, letter(6, b"x"));
+        batch.add_letter(0, 3, letter(3, b"x"));
+        assert_eq!(batch.ends().collect::<Vec<_>>(), [(0, 4), (1, 8)]);
+        assert!(batch.is_full(3) && !batch.is_full(4));
+        assert!(batch.due_at(Duration::ZERO).is_some());
+    }
+
+    #[test]
+    fn large_dead_letters_fill_a_batch() {
+        let mut batch = Batch::default();
+        batch.add_letter(0, 0, Encoded { key: vec![], payload: vec![0; LETTER_BYTES_MAX] });
+        assert!(batch.is_full(1_000));
+    }
+
+    #[test]
+    fn a_dead_letter_says_where_it_stood_and_is_cut() {
+        let encoded = letter(7, b"not a record at all");
+        assert_eq!(encoded.key, b"acme");
+        let told: DeadLetter = Codec::offline().unwrap().decode(&encoded.payload).unwrap();
+        assert_eq!((told.topic.as_str(), told.partition, told.offset), ("usage", 1, 7));
+        assert_eq!(told.payload.as_deref(), Some(b"not a reco".as_slice()));
+        assert_eq!((told.payload_bytes, told.reason.as_str()), (19, "undecodable"));
+        assert!(told.detail.contains("19 bytes"), "{}", told.detail);
+    }
+}

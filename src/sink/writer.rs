@@ -1,0 +1,149 @@
+//! Writes a batch, for as long as it takes: rows to ClickHouse, then dead letters to their topic.
+//!
+//! The batch stays with the caller until everything in it is acknowledged. Every wait has a limit of its own, since the
+//! client has none, and the time between tries grows to a limit.
+
+use std::time::Duration;
+
+use clickhouse::Client;
+use tokio::time::Instant;
+
+use super::batch::{Batch, Encoded};
+use super::metrics::Counters;
+use super::row::UsageRow;
+use super::{Error, NAME, Options};
+use crate::config::{self, millis};
+use crate::records::Topic;
+use crate::runtime::kafka;
+use crate::runtime::publisher::{self, Deliveries, Outgoing, Publisher};
+use crate::telemetry::health::Health;
+
+/// The table of the rows.
+const TABLE: &str = "usage";
+/// librdkafka chooses the partition by the key.
+const PARTITION_BY_KEY: i32 = -1;
+
+pub struct Writer {
+    client: Client,
+    clickhouse: config::ClickHouse,
+    sink: config::Sink,
+    publisher: Publisher,
+    dead_letters: String,
+    health: Health,
+    counters: Counters,
+}
+
+/// A client of the configured server and database.
+pub fn client(config: &config::ClickHouse) -> Result<Client, Error> {
+    let name = &config.database;
+    let valid = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if name.is_empty() || !name.chars().all(valid) || name.starts_with(|c: char| c.is_ascii_digit()) {
+        return Err(Error::DatabaseName { name: name.clone() });
+    }
+    let client = Client::default().with_url(&config.url).with_user(&config.user);
+    Ok(match &config.password {
+        Some(password) => client.with_password(password.expose()),
+        None => client,
+    })
+}
+
+/// Bounds a call of ClickHouse by the configured time and says in its error what was being done.
+pub async fn bounded<T>(
+    config: &config::ClickHouse,
+    what: &str,
+    call: impl Future<Output = clickhouse::error::Result<T>>,
+) -> Result<T, Error> {
+    let (url, what) = (config.url.clone(), what.to_owned());
+    match tokio::time::timeout(millis(config.timeout_ms), call).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(source)) => Err(Error::ClickHouse { url, what, source }),
+        Err(_) => Err(Error::Timeout { url, what, timeout_ms: config.timeout_ms }),
+    }
+}
+
+impl Writer {
+    pub fn new(options: &Options, counters: Counters) -> Result<Self, Error> {
+        let client = client(&options.clickhouse)?
+            .with_database(&options.clickhouse.database)
+            // A batch after an outage may span many months, each of which is a partition.
+            .with_setting("max_partitions_per_insert_block", "0")
+            // The answer must mean that the rows are in the table.
+            .with_setting("async_insert", "0");
+        Ok(Self {
+            client,
+            clickhouse: options.clickhouse.clone(),
+            sink: options.sink.clone(),
+            publisher: options.publisher.clone(),
+            dead_letters: kafka::topic_name(&options.kafka, Topic::DeadLetters),
+            health: options.health.clone(),
+            counters,
+        })
+    }
+
+    /// Returns when all of the batch is acknowledged.
+    pub async fn write(&self, batch: &Batch) {
+        let begun = Instant::now();
+        let mut tried = 0_u32;
+        while let Err(error) = self.insert(batch).await {
+            self.failed(&error, batch, begun);
+            // A new table may have other columns.
+            self.client.clear_cached_metadata().await;
+            tokio::time::sleep(self.wait(tried)).await;
+            tried = tried.saturating_add(1);
+        }
+        if tried > 0 {
+            tracing::info!(rows = batch.rows().len(), tries = tried + 1, "clickhouse takes rows again");
+            self.health.ready(NAME);
+        }
+        self.counters.insert_seconds.observe(begun.elapsed().as_secs_f64());
+        for letter in batch.letters() {
+            let mut tried = 0;
+            while let Err(error) = self.put_aside(letter).await {
+                tracing::warn!(topic = self.dead_letters, %error, "a dead letter was not taken; it is sent again");
+                tokio::time::sleep(self.wait(tried)).await;
+                tried = tried.saturating_add(1);
+            }
+        }
+    }
+
+    async fn insert(&self, batch: &Batch) -> Result<(), Error> {
+        if batch.rows().is_empty() {
+            return Ok(());
+        }
+        let call = async {
+            let mut insert = self.client.insert::<UsageRow<'_>>(TABLE).await?;
+            for record in batch.rows() {
+                insert.write(&UsageRow::from(record)).await?;
+            }
+            insert.end().await
+        };
+        bounded(&self.clickhouse, "take rows", call).await
+    }
+
+    async fn put_aside(&self, letter: &Encoded) -> Result<(), publisher::Error> {
+        let deliveries = Deliveries::new();
+        let topic = &self.dead_letters;
+        let outgoing = Outgoing { topic, partition: PARTITION_BY_KEY, key: &letter.key, payload: &letter.payload };
+        self.publisher.send(outgoing, &deliveries, 0)?;
+        let mut arrived = Vec::new();
+        // Bounded by the producer's own time-out.
+        deliveries.drain(&mut arrived).await;
+        match arrived.into_iter().find_map(|delivery| delivery.outcome.err()) {
+            Some(error) => Err(publisher::Error::Kafka(error)),
+            None => Ok(()),
+        }
+    }
+
+    /// From the configured least wait on, doubled with each try, to the configured most.
+    fn wait(&self, tried: u32) -> Duration {
+        let grown = self.sink.retry_min_ms.saturating_mul(1 << tried.min(30));
+        millis(grown.min(self.sink.retry_max_ms.max(self.sink.retry_min_ms)))
+    }
+
+    fn failed(&self, error: &Error, batch: &Batch, begun: Instant) {
+        self.counters.failures.inc();
+        let (rows, seconds) = (batch.rows().len(), begun.elapsed().as_secs());
+        tracing::warn!(rows, seconds, %error, "rows are not written yet; they are kept and tried again");
+        self.health.missing(NAME, format!("{rows} rows wait for {seconds} s: {error}"));
+    }
+}
