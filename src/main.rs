@@ -1,1 +1,66 @@
-fn main() {}
+//! The command line.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tollstream::cli;
+
+/// The event-sourced LLM gateway: every request a Kafka record, every decision a fact, every dollar a line on a ledger.
+#[derive(Parser)]
+#[command(name = "tollstream", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Everything on this machine: engines, topics, a key, the gateway, and a first answer
+    Up(Box<cli::up::GatewayArgs>),
+    /// End what `up --detach` left running; data stays
+    Down(cli::up::DownArgs),
+    /// Run roles of the gateway against given engines
+    Run(cli::run::RunArgs),
+    /// The engines of a laptop: Kafka, a schema registry, ClickHouse
+    Stack(cli::stack::StackArgs),
+    /// Topics, schemas, seeds and tables: check, describe, apply
+    #[command(subcommand)]
+    Topology(cli::topology::Command),
+    /// Read topics as JSON lines
+    #[command(subcommand)]
+    Topics(cli::topics::Command),
+    /// API keys
+    #[command(subcommand)]
+    Keys(cli::keys::Command),
+    /// An OpenAI-compatible upstream that answers without a model
+    Simulate(cli::simulate::Args),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    tollstream::tls::install_provider();
+    let outcome = match Arguments::parse().command {
+        Command::Up(args) => cli::up::run(*args).await,
+        Command::Down(args) => cli::up::down(args).await,
+        Command::Run(args) => cli::run::run(args).await,
+        Command::Stack(args) => cli::stack::run(args).await,
+        Command::Topology(args) => cli::topology::run(args).await,
+        Command::Topics(args) => cli::topics::run(args).await,
+        Command::Keys(args) => cli::keys::run(args).await,
+        Command::Simulate(args) => cli::simulate::run(args).await.map(|()| ExitCode::SUCCESS),
+    };
+    outcome.unwrap_or_else(|error| {
+        cli::output::note(&format!("error: {error:#}"));
+        ExitCode::FAILURE
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_commands_are_consistent() {
+        super::Arguments::command().debug_assert();
+    }
+}

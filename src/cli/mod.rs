@@ -1,3 +1,13 @@
 //! The command line: one file per command.
 
+pub mod connection;
+pub mod demo;
+pub mod keys;
 pub mod output;
+pub mod run;
+pub mod signals;
+pub mod simulate;
+pub mod stack;
+pub mod topics;
+pub mod topology;
+pub mod up;

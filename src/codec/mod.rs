@@ -17,7 +17,7 @@ use crate::records::{Record, Topic};
 pub use registry::Registry;
 
 /// Bytes before the datum.
-const HEADER_BYTES: usize = 5;
+pub(crate) const HEADER_BYTES: usize = 5;
 /// Most elements of one Avro array or map that are read.
 const SEQUENCE_MAX: usize = 100_000;
 
@@ -39,6 +39,8 @@ pub enum Error {
     Unencodable { topic: &'static str, detail: String },
     #[error("the schema of {subject} is not registered; run `tollstream topology apply`")]
     NotRegistered { subject: String },
+    #[error("the schema registry refuses the schema of {subject}: {detail}")]
+    Incompatible { subject: String, detail: String },
     #[error("schema registry {url} did not answer: {detail}")]
     Registry { url: String, detail: String },
 }
@@ -76,6 +78,11 @@ impl Codec {
             encoders.insert(topic, (id, schema));
         }
         Ok(Self { encoders, writers: RwLock::new(writers), registry: None })
+    }
+
+    /// A codec that only reads, and learns every schema from the registry when it meets it.
+    pub fn reader(registry: Registry) -> Self {
+        Self { encoders: HashMap::new(), writers: RwLock::default(), registry: Some(registry) }
     }
 
     /// Writes the record into `out`, which is emptied first and can be used again.

@@ -1,22 +1,29 @@
-//! The schema registry: ids of schemas, and schemas of ids.
+//! The schema registry: ids of schemas, schemas of ids, and the compatibility of subjects.
 
 use std::time::Duration;
 
+use reqwest::StatusCode;
 use schema_registry_converter::async_impl::schema_registry::{SrSettings, perform_sr_call};
 use schema_registry_converter::error::SRCError;
 use schema_registry_converter::schema_registry_common::SrCall;
+use serde::Deserialize;
+use serde_json::Value;
 
 use super::Error;
 use crate::records::Topic;
 
 /// How long one call of the registry may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+const CONTENT_TYPE: &str = "application/vnd.schemaregistry.v1+json";
 
 /// A schema registry with Confluent's API.
+#[derive(Clone)]
 pub struct Registry {
     url: String,
     topic_prefix: String,
     settings: SrSettings,
+    /// For the calls that `schema_registry_converter` does not have.
+    client: reqwest::Client,
 }
 
 impl Registry {
@@ -24,12 +31,15 @@ impl Registry {
     pub fn new(url: &str, topic_prefix: &str) -> Result<Self, Error> {
         crate::tls::install_provider();
         let url = url.trim_end_matches('/').to_owned();
+        let failed = |detail: String| Error::Registry { url: url.clone(), detail };
         let settings = SrSettings::new_builder(url.clone())
             .no_proxy()
             .set_timeout(CALL_TIMEOUT)
             .build()
-            .map_err(|e| Error::Registry { url: url.clone(), detail: e.error })?;
-        Ok(Self { url, topic_prefix: topic_prefix.to_owned(), settings })
+            .map_err(|e| failed(e.error))?;
+        let client = reqwest::Client::builder().no_proxy().timeout(CALL_TIMEOUT).build();
+        let client = client.map_err(|e| failed(e.to_string()))?;
+        Ok(Self { topic_prefix: topic_prefix.to_owned(), settings, client, url })
     }
 
     pub fn url(&self) -> &str {
@@ -53,12 +63,28 @@ impl Registry {
     }
 
     /// Registers the schema that we write for `topic`; the same schema again gives the same id.
+    ///
+    /// # Errors
+    /// [`Error::Incompatible`] when the subject's compatibility does not allow it.
     pub async fn register(&self, topic: Topic) -> Result<u32, Error> {
-        let subject = self.subject(topic);
-        let body = serde_json::json!({ "schema": topic.schema() }).to_string();
-        let registered = perform_sr_call(&self.settings, SrCall::PostNew(&subject, &body));
-        let registered = registered.await.map_err(|e| self.failed(&e))?;
-        registered.id.ok_or(Error::NotRegistered { subject })
+        self.register_text(&self.subject(topic), topic.schema()).await
+    }
+
+    /// Registers a schema under a subject; the same schema again gives the same id.
+    ///
+    /// # Errors
+    /// [`Error::Incompatible`] when the subject's compatibility does not allow it.
+    pub async fn register_text(&self, subject: &str, schema: &str) -> Result<u32, Error> {
+        let body = serde_json::json!({ "schema": schema }).to_string();
+        let subject = subject.to_owned();
+        match perform_sr_call(&self.settings, SrCall::PostNew(&subject, &body)).await {
+            Ok(registered) => registered.id.ok_or(Error::NotRegistered { subject }),
+            Err(e) if e.error.contains("status 409") => {
+                let detail = e.cause.unwrap_or(e.error);
+                Err(Error::Incompatible { subject, detail })
+            }
+            Err(e) => Err(self.failed(&e)),
+        }
     }
 
     /// The text of schema `id`.
@@ -70,12 +96,89 @@ impl Registry {
         }
     }
 
-    fn failed(&self, error: &SRCError) -> Error {
-        let detail = match &error.cause {
-            Some(cause) => format!("{}: {cause}", error.error),
-            None => error.error.clone(),
-        };
+    /// Whether a subject has any schema.
+    pub async fn exists(&self, subject: &str) -> Result<bool, Error> {
+        match perform_sr_call(&self.settings, SrCall::GetLatest(subject)).await {
+            Ok(_) => Ok(true),
+            Err(e) if not_found(&e) => Ok(false),
+            Err(e) => Err(self.failed(&e)),
+        }
+    }
+
+    /// The compatibility that is set for a subject itself; `None` when it follows the registry's.
+    pub async fn compatibility(&self, subject: &str) -> Result<Option<String>, Error> {
+        #[derive(Deserialize)]
+        struct Answer {
+            #[serde(alias = "compatibilityLevel")]
+            compatibility: Option<String>,
+        }
+        let call = self.client.get(self.address(&["config", subject]));
+        match self.call(call).await? {
+            Some(text) => {
+                let answer: Answer = serde_json::from_str(&text).map_err(|e| self.error(e.to_string()))?;
+                Ok(answer.compatibility.filter(|level| !level.is_empty()))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Sets the compatibility of a subject, for example `FULL_TRANSITIVE`.
+    pub async fn set_compatibility(&self, subject: &str, level: &str) -> Result<(), Error> {
+        let body = serde_json::json!({ "compatibility": level }).to_string();
+        let call = self.client.put(self.address(&["config", subject])).header("content-type", CONTENT_TYPE).body(body);
+        match self.call(call).await? {
+            Some(_) => Ok(()),
+            None => Err(self.error(format!("it has no place for the compatibility of {subject}"))),
+        }
+    }
+
+    /// Why the registry would not take a schema under a subject; nothing when it would.
+    pub async fn incompatibilities(&self, subject: &str, schema: &str) -> Result<Vec<String>, Error> {
+        #[derive(Deserialize)]
+        struct Answer {
+            is_compatible: bool,
+            #[serde(default)]
+            messages: Vec<Value>,
+        }
+        let body = serde_json::json!({ "schema": schema }).to_string();
+        let mut url = self.address(&["compatibility", "subjects", subject, "versions"]);
+        url.push_str("?verbose=true");
+        let call = self.client.post(url).header("content-type", CONTENT_TYPE).body(body);
+        let Some(text) = self.call(call).await? else { return Ok(Vec::new()) };
+        let answer: Answer = serde_json::from_str(&text).map_err(|e| self.error(e.to_string()))?;
+        if answer.is_compatible {
+            return Ok(Vec::new());
+        }
+        let shown = |message: &Value| message.as_str().map_or_else(|| message.to_string(), str::to_owned);
+        let messages: Vec<String> = answer.messages.iter().map(shown).collect();
+        Ok(if messages.is_empty() { vec!["no reason given".to_owned()] } else { messages })
+    }
+
+    /// The body of a good answer; `None` when there is no such thing.
+    async fn call(&self, call: reqwest::RequestBuilder) -> Result<Option<String>, Error> {
+        let answer = call.send().await.map_err(|e| self.error(e.without_url().to_string()))?;
+        let status = answer.status();
+        let text = answer.text().await.map_err(|e| self.error(e.without_url().to_string()))?;
+        match status {
+            StatusCode::NOT_FOUND => Ok(None),
+            status if status.is_success() => Ok(Some(text)),
+            status => Err(self.error(format!("{status}: {text}"))),
+        }
+    }
+
+    fn address(&self, path: &[&str]) -> String {
+        format!("{}/{}", self.url, path.join("/"))
+    }
+
+    fn error(&self, detail: String) -> Error {
         Error::Registry { url: self.url.clone(), detail }
+    }
+
+    fn failed(&self, error: &SRCError) -> Error {
+        match &error.cause {
+            Some(cause) => self.error(format!("{}: {cause}", error.error)),
+            None => self.error(error.error.clone()),
+        }
     }
 }
 

@@ -63,6 +63,11 @@ impl Tables {
         self.versions.get(&(kind, id.to_owned())).copied().unwrap_or(-1)
     }
 
+    /// Passes over a record that cannot be read; its offset counts as seen.
+    pub fn pass(&mut self, offset: i64) {
+        self.offset = Some(offset);
+    }
+
     /// Takes the record at `offset`. An error leaves the tables as they were, the offset apart.
     pub fn apply(&mut self, offset: i64, record: &ControlRecord) -> Result<Change, Error> {
         self.offset = Some(offset);

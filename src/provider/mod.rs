@@ -1,8 +1,13 @@
 //! The upstreams: wire formats, each a pure translation, over one shared transport.
 
+pub mod openai;
+pub mod transport;
+
 use std::time::Duration;
 
 use bytes::Bytes;
+
+pub use self::transport::{Answer, AnswerStream, Transport, Whole};
 
 use crate::config::Secret;
 use crate::domain::{ModelName, RequestId, TokenUsage};
@@ -39,6 +44,7 @@ pub struct Upstream {
 pub struct Summary {
     /// As the provider reported it.
     pub usage: Option<TokenUsage>,
+    /// Of the first choice.
     pub finish_reason: Option<String>,
     /// Text that came, in bytes, for an estimate where usage was not reported.
     pub text_bytes: u64,
@@ -59,6 +65,21 @@ pub struct Failure {
     pub retry_after: Option<Duration>,
 }
 
+impl Failure {
+    /// A failure in our own words.
+    pub fn new(class: FailureClass, message: impl Into<String>) -> Self {
+        Self {
+            class,
+            upstream_status: None,
+            message: message.into(),
+            upstream_type: None,
+            upstream_code: None,
+            upstream_param: None,
+            retry_after: None,
+        }
+    }
+}
+
 /// Why a call failed; decides whether another deployment is tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureClass {
@@ -74,7 +95,7 @@ pub enum FailureClass {
     Configuration,
     /// 400, 413, 422: the client's request is wrong.
     BadRequest,
-    /// 5xx, or a 200 that carries an error.
+    /// 5xx, a passing refusal (408, 409, 425), or a 200 that carries an error.
     Upstream,
     /// Not the format that it should be.
     Garbage,

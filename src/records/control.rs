@@ -162,11 +162,41 @@ impl PriceEntry {
     }
 }
 
+/// Who changes an entity, and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stamp {
+    /// By which the writer knows its own record.
+    pub change_id: String,
+    pub actor: String,
+    pub at: Timestamp,
+}
+
 impl Record for ControlRecord {
     const TOPIC: Topic = Topic::Control;
 }
 
 impl ControlRecord {
+    /// A record that gives an entity a new value.
+    pub fn put(id: &str, entity: Entity, expected_version: i64, stamp: Stamp) -> Self {
+        let Stamp { change_id, actor, at } = stamp;
+        let kind = entity.kind().name().to_owned();
+        let id = id.to_owned();
+        let (mut organization, mut key, mut model, mut policy) = (None, None, None, None);
+        match entity {
+            Entity::Organization(value) => organization = Some(value),
+            Entity::Key(value) => key = Some(value),
+            Entity::Model(value) => model = Some(value),
+            Entity::Policy(value) => policy = Some(value),
+        }
+        let deleted = false;
+        Self { kind, id, expected_version, change_id, actor, at, deleted, organization, key, model, policy }
+    }
+
+    /// The record's key on the topic: kind and id.
+    pub fn topic_key(&self) -> String {
+        format!("{}/{}", self.kind, self.id)
+    }
+
     /// The kind, and the new value (`None`: the entity is deleted).
     pub fn change(&self) -> Result<(EntityKind, Option<Entity>), EnvelopeError> {
         let (kind, entity) = match self.kind.as_str() {

@@ -49,12 +49,14 @@ pub struct CommitRecord {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum InputKind {
-    #[default]
-    Unknown,
     Record,
     Provider,
     Timer,
     Takeover,
+    /// Also every symbol that a newer version writes.
+    #[default]
+    #[serde(other)]
+    Unknown,
 }
 
 /// One whole decision about one request.

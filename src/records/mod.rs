@@ -75,19 +75,19 @@ pub enum EnvelopeError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Origin {
-    Unknown,
     #[default]
     Live,
     Replay,
     Shadow,
+    /// Also every symbol that a newer version writes.
+    #[serde(other)]
+    Unknown,
 }
 
 /// How an attempt or a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Outcome {
-    #[default]
-    Unknown,
     /// The provider's answer is whole.
     Completed,
     /// Something went wrong on the way.
@@ -98,6 +98,10 @@ pub enum Outcome {
     Cancelled,
     /// The owner went away in the middle.
     Interrupted,
+    /// Also every symbol that a newer version writes.
+    #[default]
+    #[serde(other)]
+    Unknown,
 }
 
 impl Outcome {
@@ -117,12 +121,14 @@ impl Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum UsageSource {
-    #[default]
-    Unknown,
     /// The provider said so.
     Reported,
     /// The provider did not say; counted from what passed through.
     Estimated,
     /// The provider used nothing: known zeros.
     None,
+    /// Also every symbol that a newer version writes.
+    #[default]
+    #[serde(other)]
+    Unknown,
 }

@@ -14,12 +14,14 @@ use crate::domain::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum PostingKind {
-    #[default]
-    Unknown,
     /// A provider call.
     Attempt,
     /// A request that was never admitted; costs nothing.
     Refusal,
+    /// Also every symbol that a newer version writes.
+    #[default]
+    #[serde(other)]
+    Unknown,
 }
 
 /// One posting; `(journal_partition, journal_offset, journal_index)` identifies it, and a repeat is identical.

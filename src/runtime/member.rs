@@ -169,13 +169,20 @@ impl Member {
     /// Waits for the next change; the one before must have been answered.
     pub async fn changed(&self) -> Change {
         loop {
-            let change = self.consumer.context().changes.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            if let Some(change) = change {
-                self.reading().unanswered = Some(change.clone());
+            if let Some(change) = self.try_changed() {
                 return change;
             }
             self.consumer.context().changed.notified().await;
         }
+    }
+
+    /// The next change, if there is one: for a loop that polls the stream itself, since changes come while it does.
+    pub fn try_changed(&self) -> Option<Change> {
+        let change = self.consumer.context().changes.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        if change.is_some() {
+            self.reading().unanswered.clone_from(&change);
+        }
+        change
     }
 
     /// Begins to read the partitions where they say.

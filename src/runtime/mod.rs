@@ -1,7 +1,14 @@
 //! The Kafka shell: it performs what the processors decided, and decides nothing.
 
+pub mod calls;
 pub mod clock;
+pub mod control;
+pub mod control_log;
 pub mod kafka;
 pub mod member;
+pub mod owner;
 pub mod publisher;
+pub mod restore;
 pub mod schema_wait;
+pub mod shard;
+pub mod shell;

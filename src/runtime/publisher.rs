@@ -4,6 +4,7 @@
 //! taken by one thread that blocks until there is one (a future per record, or polling with a time-out, costs a third of
 //! the throughput or a spinning core). Records to one partition are acknowledged in the order in which they were sent.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -101,10 +102,27 @@ pub struct Outgoing<'a> {
     pub payload: &'a [u8],
 }
 
+/// How often the thread of the acknowledgements looks whether it is still wanted. It wakes for events at once; the
+/// time-out only bounds its life after the last handle, and costs a spin of a millisecond each time.
+const END_CHECK: Duration = Duration::from_secs(10);
+
+#[derive(Default)]
+struct End(AtomicBool);
+
+struct EndOnDrop(Arc<End>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A handle to the producer; clones share it.
 #[derive(Clone)]
 pub struct Publisher {
     producer: Arc<BaseProducer<Reports>>,
+    /// The last handle ends the thread of the acknowledgements.
+    _end: Arc<EndOnDrop>,
 }
 
 impl Publisher {
@@ -114,12 +132,17 @@ impl Publisher {
             kafka::producer(config).create_with_context(Reports).map_err(|e| create(e.to_string()))?;
         let producer = Arc::new(producer);
         let events = producer.clone();
-        // Blocks for as long as the process lives: there is one producer per process.
+        let end = Arc::new(End::default());
+        let ended = end.clone();
         std::thread::Builder::new()
             .name("kafka-acks".into())
-            .spawn(move || events.poll(rdkafka::util::Timeout::Never))
+            .spawn(move || {
+                while !ended.0.load(Ordering::Relaxed) {
+                    events.poll(END_CHECK);
+                }
+            })
             .map_err(|e| create(e.to_string()))?;
-        Ok(Self { producer })
+        Ok(Self { producer, _end: Arc::new(EndOnDrop(end)) })
     }
 
     /// Hands a record to the producer; `tag` comes back through `deliveries` exactly once.
@@ -136,6 +159,11 @@ impl Publisher {
             KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) => Error::Full,
             error => Error::Kafka(error),
         })
+    }
+
+    /// The error after which this producer can send nothing any more, if there was one.
+    pub fn fatal_error(&self) -> Option<KafkaError> {
+        self.producer.client().fatal_error().map(|(code, _)| KafkaError::MessageProduction(code))
     }
 
     /// Waits until everything sent is acknowledged or failed, at most for `timeout`; blocks.

@@ -1,0 +1,116 @@
+//! The admin listener: health and metrics, on an address of their own.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::routes::{Route, router};
+use super::{Error, server};
+use crate::telemetry::Metrics;
+use crate::telemetry::health::Health;
+
+/// Scrapers and probes keep few connections.
+const CONNECTIONS_MAX: usize = 256;
+/// How long answers under way may take when the listener ends.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+pub struct Options {
+    pub listener: TcpListener,
+    pub health: Health,
+    pub metrics: Metrics,
+}
+
+/// The running admin listener; dropping it ends it.
+pub struct Admin {
+    address: SocketAddr,
+    tasks: JoinSet<()>,
+    stop: CancellationToken,
+}
+
+#[derive(Clone)]
+pub struct Shared {
+    health: Health,
+    metrics: Metrics,
+}
+
+pub const ROUTES: [Route<Arc<Shared>>; 3] = [
+    Route::new("get", "/health/live", || get(live)),
+    Route::new("get", "/health/ready", || get(ready)),
+    Route::new("get", "/metrics", || get(metrics)),
+];
+
+impl Admin {
+    pub fn start(options: Options) -> Result<Self, Error> {
+        let address = options.listener.local_addr().map_err(Error::Listener)?;
+        let shared = Shared { health: options.health, metrics: options.metrics };
+        let router = router(&ROUTES, Arc::new(shared));
+        let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
+        tasks.spawn(server::serve(options.listener, router, CONNECTIONS_MAX, stop.clone()));
+        tracing::info!(%address, "admin listens");
+        Ok(Self { address, tasks, stop })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Ends it; to be called last, so that a process can be watched while it stops.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        let _ = tokio::time::timeout(STOP_TIMEOUT, self.tasks.join_next()).await;
+    }
+}
+
+#[derive(Serialize)]
+struct Readiness<'a> {
+    status: &'static str,
+    /// What is missing, by name, and why.
+    missing: BTreeMap<&'static str, &'a str>,
+}
+
+/// `/health/live`: the process answers.
+pub async fn live() -> Response {
+    json(StatusCode::OK, br#"{"status":"live"}"#.to_vec())
+}
+
+async fn ready(State(shared): State<Arc<Shared>>) -> Response {
+    readiness(&shared.health)
+}
+
+/// `/health/ready`: 503 while something is missing.
+pub fn readiness(health: &Health) -> Response {
+    let components = health.components();
+    let missing: BTreeMap<_, _> =
+        components.iter().filter_map(|(name, why)| why.as_deref().map(|why| (*name, why))).collect();
+    let (status, word) = match missing.is_empty() {
+        true => (StatusCode::OK, "ready"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
+    };
+    json(status, serde_json::to_vec(&Readiness { status: word, missing }).unwrap_or_default())
+}
+
+fn json(status: StatusCode, body: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    match shared.metrics.encode() {
+        Ok(text) => ([(header::CONTENT_TYPE, content_type)], text).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}

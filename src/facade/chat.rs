@@ -1,0 +1,166 @@
+//! `POST /v1/chat/completions`, from the key to the first frame.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::response::Response;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+
+use super::answer::Answer;
+use super::error::{self, Refusal, X_REQUEST_ID, value};
+use super::hub::Permit;
+use super::metrics::Outcome;
+use super::routes::App;
+use super::slot::Beginning;
+use super::{authenticate, request};
+use crate::config::millis;
+use crate::domain::RequestId;
+use crate::records::Origin;
+use crate::records::requests::Chat;
+use crate::records::responses::{ApiError, Head, Terminal};
+
+const MODEL_HEADER: HeaderName = HeaderName::from_static("x-tollstream-model");
+const DEPLOYMENT_HEADER: HeaderName = HeaderName::from_static("x-tollstream-deployment");
+const TIER_HEADER: HeaderName = HeaderName::from_static("x-tollstream-tier");
+const COST_HEADER: HeaderName = HeaderName::from_static("x-tollstream-cost-usd");
+
+/// How long a client may take to send its body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub async fn complete(State(app): State<Arc<App>>, http: Request) -> Response {
+    let began = Instant::now();
+    let id = request::request_id(http.headers());
+    let (answer, stream) = match ask(&app, &id, http).await {
+        Ok(asked) => asked,
+        Err(refusal) => {
+            let error = ApiError::from(refusal);
+            app.hub.metrics().ended(outcome_of(&error));
+            return error::response(&error, &id);
+        }
+    };
+    respond(&app, &id, answer, stream, began).await
+}
+
+/// Lets the request in and sends it on its way.
+async fn ask(app: &App, id: &RequestId, http: Request) -> Result<(Answer, bool), Refusal> {
+    let (parts, body) = http.into_parts();
+    let tables = (app.control)();
+    let caller = authenticate::caller(&tables, &parts.headers, parts.uri.query())?;
+    let headers = request::headers(&parts.headers)?;
+    let mut permit = app.hub.admit()?;
+    let body = read_body(&mut permit, &parts.headers, body, app.config.body_bytes_max).await?;
+    let asked = request::read(&body)?;
+    let organization = caller.organization(&tables, headers.organization, asked.organization)?;
+
+    let timeout = headers.timeout.unwrap_or(millis(app.config.timeout_ms));
+    let stream = asked.stream;
+    let chat = Chat {
+        request_id: id.clone(),
+        organization,
+        lane: 0,
+        key_id: Some(caller.key_id),
+        user: asked.user,
+        user_tier: asked.user_tier,
+        tags: request::merge_tags(headers.tags, asked.tags),
+        conversation_id: headers.conversation_id,
+        model: Some(asked.model),
+        timeout_ms: i64::try_from(timeout.as_millis()).ok(),
+        reply_partition: None,
+        reply_nonce: None,
+        origin: Origin::Live,
+        traceparent: headers.traceparent,
+        content_type: "application/json".to_owned(),
+        encryption_key_id: None,
+        content_ref: None,
+        body: body.clone(),
+    };
+    let listener = app.hub.ask(permit, Box::new(chat), stream)?;
+    let keep_alive = millis(app.config.keep_alive_ms);
+    Ok((Answer::new(listener, app.hub.metrics().clone(), timeout + app.deadline_grace, keep_alive), stream))
+}
+
+/// Reads the body, within the bounds of one request and of all together.
+async fn read_body(permit: &mut Permit, headers: &HeaderMap, body: Body, max: usize) -> Result<Bytes, Refusal> {
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if length.is_some_and(|length| length > max) {
+        return Err(Refusal::BodyTooLarge { max });
+    }
+    permit.reserve_body(length.unwrap_or(max))?;
+    let read = tokio::time::timeout(BODY_TIMEOUT, collect(body, length, max));
+    read.await.map_err(|_| Refusal::BodyTimeout { seconds: BODY_TIMEOUT.as_secs() })?
+}
+
+async fn collect(body: Body, length: Option<usize>, max: usize) -> Result<Bytes, Refusal> {
+    let mut pieces = body.into_data_stream();
+    let mut all = BytesMut::new();
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(|_| Refusal::BodyUnreadable)?;
+        // Most bodies come in one piece, which needs no copy.
+        if all.is_empty() && length == Some(piece.len()) {
+            return Ok(piece);
+        }
+        if all.len() + piece.len() > max {
+            return Err(Refusal::BodyTooLarge { max });
+        }
+        all.extend_from_slice(&piece);
+    }
+    Ok(all.freeze())
+}
+
+/// Status and headers, as soon as they are known.
+async fn respond(app: &App, id: &RequestId, mut answer: Answer, stream: bool, began: Instant) -> Response {
+    let beginning = answer.beginning(stream).await;
+    if beginning.is_some() {
+        app.hub.metrics().first_frame(began.elapsed());
+    }
+    match beginning {
+        None => streamed(id, None, answer),
+        Some(Beginning::Stream(head)) => streamed(id, head, answer),
+        Some(Beginning::Whole(terminal)) => {
+            answer.ended(Outcome::Ok);
+            whole(id, *terminal)
+        }
+        Some(Beginning::Failed(error)) => {
+            answer.ended(outcome_of(&error));
+            error::response(&error, id)
+        }
+    }
+}
+
+fn outcome_of(error: &ApiError) -> Outcome {
+    if (400..500).contains(&error.status) { Outcome::ClientError } else { Outcome::ServerError }
+}
+
+fn streamed(id: &RequestId, head: Option<Head>, answer: Answer) -> Response {
+    let mut response = Response::new(answer.into_body());
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    who_answers(headers, id, head);
+    response
+}
+
+fn whole(id: &RequestId, terminal: Terminal) -> Response {
+    let mut response = Response::new(Body::from(terminal.body.unwrap_or_default()));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    // An unknown cost is absent, never 0.
+    if let Some(cost) = terminal.cost_pico_usd {
+        headers.insert(COST_HEADER, value(&cost.to_string()));
+    }
+    who_answers(headers, id, terminal.head);
+    response
+}
+
+fn who_answers(headers: &mut HeaderMap, id: &RequestId, head: Option<Head>) {
+    headers.insert(X_REQUEST_ID, value(id.as_str()));
+    if let Some(head) = head {
+        headers.insert(MODEL_HEADER, value(head.model.as_str()));
+        headers.insert(DEPLOYMENT_HEADER, value(head.deployment.as_str()));
+        headers.insert(TIER_HEADER, HeaderValue::from(u16::from(head.tier)));
+    }
+}

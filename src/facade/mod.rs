@@ -1,0 +1,187 @@
+//! The HTTP facade: OpenAI's chat completions in, records on `requests` out; frames from `responses` in, events out.
+//!
+//! The way of a request: `chat` (HTTP) reads the key (`authenticate`) and the body (`request`) and gives both to the `hub`,
+//! which opens a `slot` and sends the record over the `bus`. Frames come back over the bus into the slot, where
+//! `reassembly` judges them; an `answer` takes their bytes out into the response. `error` maps everything that goes wrong.
+//!
+//! Status and headers are decided when the first frame is known. Nothing here decides anything about a request but who
+//! asks and whether it is well-formed; the processor does the rest.
+
+pub mod admin;
+mod answer;
+mod authenticate;
+mod bus;
+mod chat;
+mod error;
+#[cfg(test)]
+mod fixtures;
+mod hub;
+mod metrics;
+mod models;
+mod reassembly;
+mod request;
+mod routes;
+mod server;
+mod slot;
+mod sse;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::consumer::StreamConsumer;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::codec::Codec;
+use crate::config;
+use crate::control::Tables;
+use crate::domain::ids::partition_of;
+use crate::records::Topic;
+use crate::runtime::kafka;
+use crate::runtime::publisher::{Deliveries, Publisher};
+use crate::telemetry::Metrics;
+use crate::telemetry::health::Health;
+
+pub use admin::Admin;
+
+/// Gives the control tables as they are now.
+pub type Control = Arc<dyn Fn() -> Arc<Tables> + Send + Sync>;
+
+/// Connections beside those of the requests under way: idle ones, and health probes.
+const CONNECTIONS_SPARE: usize = 1_024;
+/// How long after a request's deadline the owner's own terminal may still come, before the facade gives up by itself.
+const DEADLINE_GRACE: Duration = Duration::from_secs(5);
+/// How long ended streams may take to write their last bytes before their connections are closed.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the Kafka side may take to end.
+const BUS_END_TIMEOUT: Duration = Duration::from_secs(6);
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot make a Kafka consumer for {brokers}: {source}")]
+    Consumer { brokers: String, source: rdkafka::error::KafkaError },
+    #[error("facade.responses_partition = {partition}, but {topic} has {partitions} partitions")]
+    Partition { partition: i32, topic: String, partitions: u32 },
+    #[error("the system gave no random bytes: {0}")]
+    Random(getrandom::Error),
+    #[error("a listener has no address: {0}")]
+    Listener(std::io::Error),
+}
+
+/// What a facade is made of.
+pub struct Options {
+    pub config: config::Facade,
+    pub kafka: config::Kafka,
+    /// Name of this process, which chooses its partition of `responses` unless the configuration does.
+    pub instance: String,
+    /// Of `requests` and of `responses`, which have equally many.
+    pub partitions: u32,
+    pub control: Control,
+    pub codec: Arc<Codec>,
+    pub publisher: Publisher,
+    pub health: Health,
+    pub metrics: Metrics,
+    pub listener: TcpListener,
+    /// Once cancelled, no further request is admitted; [`Facade::stop`] ends those under way.
+    pub cancel: CancellationToken,
+}
+
+/// The running facade; dropping it cuts everything off.
+pub struct Facade {
+    address: SocketAddr,
+    hub: Arc<hub::Hub>,
+    drain: Duration,
+    server: JoinSet<()>,
+    bus: JoinSet<()>,
+    stop: CancellationToken,
+    end: CancellationToken,
+}
+
+impl Facade {
+    /// Starts to listen. Kafka need not be there yet: until it is, requests get 503 and health says what is missing.
+    pub fn start(options: Options) -> Result<Self, Error> {
+        let Options { config, kafka, health, codec, .. } = options;
+        let address = options.listener.local_addr().map_err(Error::Listener)?;
+        let responses = kafka::topic_name(&kafka, Topic::Responses);
+        let partition =
+            config.responses_partition.unwrap_or_else(|| partition_of(&options.instance, options.partitions));
+        if u32::try_from(partition).is_err() || partition as u32 >= options.partitions {
+            return Err(Error::Partition { partition, topic: responses, partitions: options.partitions });
+        }
+        let consumer: StreamConsumer = kafka::hot_consumer(&kafka, "facade")
+            .create()
+            .map_err(|source| Error::Consumer { brokers: kafka.brokers.clone(), source })?;
+        health.missing(bus::COMPONENT, "not listening to answers yet");
+
+        let deliveries = Deliveries::new();
+        let producer = bus::Producer {
+            publisher: options.publisher,
+            topic: kafka::topic_name(&kafka, Topic::Requests),
+            deliveries: deliveries.clone(),
+        };
+        let hub = hub::Hub::new(hub::Options {
+            bus: Box::new(producer),
+            codec: codec.clone(),
+            metrics: metrics::Metrics::register(&options.metrics),
+            partitions: options.partitions,
+            reply_partition: partition,
+            nonce: nonce()?,
+            requests_max: config.requests_max,
+            slot_bytes_max: config.slot_bytes_max,
+        });
+        let (stop, end) = (options.cancel.child_token(), CancellationToken::new());
+        let mut bus = JoinSet::new();
+        bus.spawn(bus::take_deliveries(hub.clone(), deliveries, stop.clone(), end.clone()));
+        let reader = bus::Reader {
+            hub: hub.clone(),
+            consumer: Arc::new(consumer),
+            topic: responses,
+            partition,
+            codec,
+            health: health.clone(),
+        };
+        bus.spawn(reader.run(end.clone()));
+
+        let drain = config::millis(config.drain_ms);
+        let connections_max = config.requests_max + CONNECTIONS_SPARE;
+        let (control, deadline_grace) = (options.control, DEADLINE_GRACE);
+        let app = Arc::new(routes::App { hub: hub.clone(), control, config, deadline_grace, health });
+        let router = routes::router(&routes::ROUTES, app);
+        let mut server = JoinSet::new();
+        server.spawn(server::serve(options.listener, router, connections_max, stop.clone()));
+        tracing::info!(%address, "facade listens");
+        Ok(Self { address, hub, drain, server, bus, stop, end })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Admits nothing more, lets streams finish within the configured time, ends the others with an error, then leaves.
+    pub async fn stop(mut self) {
+        self.hub.stop_admitting();
+        self.stop.cancel();
+        if tokio::time::timeout(self.drain, self.server.join_next()).await.is_err() {
+            tracing::warn!("streams did not finish in time and are ended");
+            self.hub.end_all();
+            let _ = tokio::time::timeout(END_TIMEOUT, self.server.join_next()).await;
+        }
+        // What is still connected reads nothing; closing it cancels nothing more.
+        self.server.abort_all();
+        self.end.cancel();
+        let ended = async { while self.bus.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(BUS_END_TIMEOUT, ended).await;
+        tracing::info!(address = %self.address, "facade stopped");
+    }
+}
+
+/// What the frames of this process's requests begin their nonce with.
+fn nonce() -> Result<String, Error> {
+    let mut random = [0_u8; 8];
+    getrandom::fill(&mut random).map_err(Error::Random)?;
+    Ok(hex::encode(random))
+}

@@ -1,0 +1,60 @@
+//! HTTP/1.1 connections: accepted within a bound, owned, and ended cleanly.
+//!
+//! hyper's connection is driven directly because `axum::serve` detaches its connections, bounds neither their number nor
+//! the time that a client may take for its headers, and reads ahead to find out whether HTTP/2 is spoken.
+
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How long a connection may be idle, or take for the headers of a request.
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(75);
+/// Most bytes of headers, and of a response, that a connection buffers.
+const BUFFER_BYTES_MAX: usize = 64 << 10;
+/// Wait after an accept that failed (mostly: no file descriptor is left).
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Serves until `stop`, then until the last connection has finished what it was asked. Dropping the future closes all.
+pub async fn serve(listener: TcpListener, router: Router, connections_max: usize, stop: CancellationToken) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            accepted = listener.accept(), if connections.len() < connections_max => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(connection(stream, router.clone(), stop.clone()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+            }
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+async fn connection(stream: TcpStream, router: Router, stop: CancellationToken) {
+    // Without it a frame waits for the acknowledgement of the one before.
+    let _ = stream.set_nodelay(true);
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEADERS_TIMEOUT).max_buf_size(BUFFER_BYTES_MAX);
+    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut connection = std::pin::pin!(connection);
+    // How a connection ended is its client's matter; what it was asked has been counted.
+    tokio::select! {
+        biased;
+        _ = connection.as_mut() => return,
+        () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    let _ = connection.await;
+}

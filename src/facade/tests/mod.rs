@@ -1,0 +1,225 @@
+//! The facade over real sockets, with a bus that keeps what is sent and frames that the tests make up. No engines.
+
+mod errors;
+mod lifecycle;
+mod openapi;
+mod streams;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::hub::{self, Bus, Hub};
+use super::metrics::Metrics;
+use super::routes::{App, ROUTES, router};
+use super::sse::Position;
+use super::{fixtures, server};
+use crate::codec::Codec;
+use crate::config;
+use crate::records::requests::{Cancel, Chat, Request, RequestRecord};
+use crate::records::responses::Frame;
+use crate::runtime::publisher::{self, Delivery};
+use crate::telemetry::health::Health;
+
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(20);
+const PARTITIONS: u32 = 4;
+
+/// A record that the facade sent.
+pub struct Sent {
+    partition: i32,
+    key: Vec<u8>,
+    tag: u64,
+    request: Request,
+}
+
+struct FakeBus {
+    sent: mpsc::UnboundedSender<Sent>,
+    full: Arc<AtomicBool>,
+    codec: Codec,
+}
+
+impl Bus for FakeBus {
+    fn send(&self, partition: i32, key: &[u8], payload: &[u8], tag: u64) -> Result<(), publisher::Error> {
+        if self.full.load(Ordering::SeqCst) {
+            return Err(publisher::Error::Full);
+        }
+        let request = self.codec.decode::<RequestRecord>(payload).unwrap().try_into().unwrap();
+        self.sent.send(Sent { partition, key: key.to_vec(), tag, request }).unwrap();
+        Ok(())
+    }
+}
+
+/// A facade without Kafka.
+pub struct Facade {
+    address: SocketAddr,
+    hub: Arc<Hub>,
+    sent: mpsc::UnboundedReceiver<Sent>,
+    full: Arc<AtomicBool>,
+    client: reqwest::Client,
+    health: Health,
+    stop: CancellationToken,
+    server: JoinSet<()>,
+    next_offset: Mutex<i64>,
+}
+
+/// A request that has arrived on the bus.
+pub struct Asked {
+    sent: Sent,
+    chat: Box<Chat>,
+}
+
+fn config() -> config::Facade {
+    config::Facade { body_bytes_max: 10_000, keep_alive_ms: 60_000, ..config::Facade::default() }
+}
+
+impl Facade {
+    async fn start() -> Self {
+        Self::with(config()).await
+    }
+
+    async fn with(config: config::Facade) -> Self {
+        let facade = Self::not_listening(config).await;
+        facade.hub.listening();
+        facade
+    }
+
+    async fn not_listening(config: config::Facade) -> Self {
+        crate::tls::install_provider();
+        let (sender, sent) = mpsc::unbounded_channel();
+        let full = Arc::new(AtomicBool::new(false));
+        let codec = Codec::offline().unwrap();
+        let hub = Hub::new(hub::Options {
+            bus: Box::new(FakeBus { sent: sender, full: full.clone(), codec: Codec::offline().unwrap() }),
+            codec: Arc::new(codec),
+            metrics: Metrics::unregistered(),
+            partitions: PARTITIONS,
+            reply_partition: 3,
+            nonce: "ours".into(),
+            requests_max: config.requests_max,
+            slot_bytes_max: config.slot_bytes_max,
+        });
+        let tables = Arc::new(fixtures::tables());
+        let health = Health::default();
+        let app = App {
+            hub: hub.clone(),
+            control: Arc::new(move || tables.clone()),
+            config,
+            deadline_grace: Duration::from_millis(20),
+            health: health.clone(),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (mut server, stop) = (JoinSet::new(), CancellationToken::new());
+        server.spawn(server::serve(listener, router(&ROUTES, Arc::new(app)), 100, stop.clone()));
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        Self { address, hub, sent, full, client, health, stop, server, next_offset: Mutex::new(100) }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// A chat request with acme's key.
+    fn post(&self, body: impl Into<reqwest::Body>) -> reqwest::RequestBuilder {
+        self.client.post(self.url("/v1/chat/completions")).bearer_auth(fixtures::KEY).body(body)
+    }
+
+    /// Sends a chat request in a task of its own, and waits until it is on the bus.
+    async fn ask(&mut self, body: &'static str) -> (tokio::task::JoinHandle<reqwest::Response>, Asked) {
+        self.ask_with(self.post(body)).await
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the test awaits the task")]
+    async fn ask_with(
+        &mut self,
+        builder: reqwest::RequestBuilder,
+    ) -> (tokio::task::JoinHandle<reqwest::Response>, Asked) {
+        let response = tokio::spawn(async move { builder.send().await.unwrap() });
+        let asked = self.asked().await;
+        (response, asked)
+    }
+
+    /// A connection on which a streamed request has been sent, but nothing is read.
+    async fn raw(&mut self) -> (TcpStream, Asked) {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let head = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\r\n{STREAMED}",
+            fixtures::KEY,
+            STREAMED.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        (stream, self.asked().await)
+    }
+
+    async fn sent(&mut self) -> Sent {
+        tokio::time::timeout(PATIENCE, self.sent.recv()).await.unwrap().unwrap()
+    }
+
+    async fn asked(&mut self) -> Asked {
+        let sent = self.sent().await;
+        match &sent.request {
+            Request::Chat(chat) => Asked { chat: chat.clone(), sent },
+            Request::Cancel(cancel) => panic!("{cancel:?}"),
+        }
+    }
+
+    async fn cancelled(&mut self) -> Cancel {
+        let sent = self.sent().await;
+        match sent.request {
+            Request::Cancel(cancel) => cancel,
+            Request::Chat(chat) => panic!("{chat:?}"),
+        }
+    }
+
+    /// Acknowledges the request.
+    fn acknowledge(&self, asked: &Asked) {
+        self.hub.delivered(&Delivery { tag: asked.sent.tag, outcome: Ok(5) });
+    }
+
+    fn refuse(&self, asked: &Asked) {
+        let outcome = Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut));
+        self.hub.delivered(&Delivery { tag: asked.sent.tag, outcome });
+    }
+
+    /// Gives a frame to the request, at offsets from 100 on.
+    fn frame(&self, asked: &Asked, frame: Frame) {
+        let nonce = asked.chat.reply_nonce.clone();
+        self.raw_frame(Frame {
+            request_id: asked.chat.request_id.clone(),
+            organization: asked.chat.organization.clone(),
+            nonce,
+            ..frame
+        });
+    }
+
+    fn raw_frame(&self, frame: Frame) {
+        let mut offset = self.next_offset.lock().unwrap();
+        self.hub.frame(Position { partition: 3, offset: *offset }, frame);
+        *offset += 1;
+    }
+}
+
+const STREAMED: &str = r#"{"model":"gpt-4o-mini","stream":true,"messages":[{"role":"user","content":"hi"}]}"#;
+const WHOLE: &str = r#"{"model":"gpt-4o-mini","messages":[{"role":"user","content":"hi"}]}"#;
+
+/// Status, `error.code` and `error.type` of a plain error.
+async fn error_of(response: reqwest::Response) -> (u16, String, String) {
+    let status = response.status().as_u16();
+    assert_eq!(response.headers()["content-type"], "application/json");
+    assert!(response.headers().contains_key("x-request-id"));
+    let body: serde_json::Value = serde_json::from_slice(&response.bytes().await.unwrap()).unwrap();
+    let error = body["error"].as_object().unwrap();
+    assert_eq!(error.keys().collect::<Vec<_>>(), ["message", "type", "param", "code"]);
+    let text = |name: &str| error[name].as_str().unwrap().to_owned();
+    assert!(!text("message").is_empty());
+    (status, text("code"), text("type"))
+}

@@ -1,0 +1,320 @@
+//! One process: its roles, started in order and ended in order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::codec::{self, Codec, Registry};
+use crate::config::Config;
+use crate::facade::{self, Admin, Facade};
+use crate::records::Topic;
+use crate::runtime::control::{self, Control};
+use crate::runtime::publisher::{self, Publisher};
+use crate::runtime::{kafka, shard};
+use crate::telemetry::Metrics;
+use crate::telemetry::health::Health;
+use crate::{projection, sink};
+
+/// How long a start waits for the registry and the broker before it gives up.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// Wait between two tries at the start.
+const START_RETRY: Duration = Duration::from_millis(500);
+/// How long the last records may take to be acknowledged.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one question to the broker may take.
+const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Codec(#[from] codec::Error),
+    #[error(transparent)]
+    Publisher(#[from] publisher::Error),
+    #[error(transparent)]
+    Control(#[from] control::Error),
+    #[error(transparent)]
+    Processor(#[from] shard::Error),
+    #[error(transparent)]
+    Facade(#[from] facade::Error),
+    #[error(transparent)]
+    Projection(#[from] projection::Error),
+    #[error(transparent)]
+    Sink(#[from] sink::Error),
+    #[error("kafka {brokers} did not answer within {} s: {detail}", START_TIMEOUT.as_secs())]
+    Kafka { brokers: String, detail: String },
+    #[error("topic {topic} does not exist on {brokers}; run `tollstream topology apply`")]
+    NoTopic { topic: String, brokers: String },
+    #[error("cannot listen on {address}: {source}")]
+    Listen { address: String, source: std::io::Error },
+    #[error("{role} ended in a panic")]
+    Panicked { role: String },
+}
+
+/// What a process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum Role {
+    /// HTTP in, SSE out.
+    Facade,
+    /// Decides requests and calls providers.
+    Processor,
+    /// Journal to usage.
+    Projection,
+    /// Usage to ClickHouse.
+    Sink,
+}
+
+impl Role {
+    pub const ALL: [Self; 4] = [Self::Facade, Self::Processor, Self::Projection, Self::Sink];
+}
+
+/// A running process.
+pub struct Node {
+    facade: Option<Facade>,
+    admin: Admin,
+    roles: JoinSet<Result<(), Error>>,
+    publisher: Publisher,
+    pub health: Health,
+    pub control: Control,
+    pub codec: Arc<Codec>,
+    cancel: CancellationToken,
+    followers: CancellationToken,
+}
+
+/// What the roles share.
+struct Shared {
+    config: Config,
+    partitions: u32,
+    codec: Arc<Codec>,
+    publisher: Publisher,
+    control: Control,
+    health: Health,
+    metrics: Metrics,
+    cancel: CancellationToken,
+}
+
+impl Node {
+    /// Starts the roles; they are ready when [`Health`] says so.
+    pub async fn start(config: Config, roles: &[Role]) -> Result<Self, Error> {
+        let (health, metrics) = (Health::default(), Metrics::default());
+        let codec = Arc::new(connect(&config).await?);
+        let partitions = partitions(&config).await?;
+        let publisher = Publisher::new(&config.kafka)?;
+        let (cancel, followers) = (CancellationToken::new(), CancellationToken::new());
+        let (control, follow) = control::follow(&config.kafka, codec.clone(), health.clone(), followers.clone())?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            follow.await;
+            Ok(())
+        });
+        let shared = Shared {
+            config,
+            partitions,
+            codec: codec.clone(),
+            publisher: publisher.clone(),
+            control: control.clone(),
+            health: health.clone(),
+            metrics,
+            cancel: cancel.clone(),
+        };
+        let mut facade = None;
+        for role in roles {
+            tracing::info!(?role, "starting");
+            match role {
+                Role::Facade => facade = Some(start_facade(&shared).await?),
+                Role::Processor => spawn_processor(&mut tasks, &shared),
+                Role::Projection => spawn_projection(&mut tasks, &shared),
+                Role::Sink => spawn_sink(&mut tasks, &shared),
+            }
+        }
+        let admin = Admin::start(facade::admin::Options {
+            listener: listen(shared.config.admin.listen).await?,
+            health: shared.health.clone(),
+            metrics: shared.metrics.clone(),
+        })?;
+        Ok(Self { facade, admin, roles: tasks, publisher, health, control, codec, cancel, followers })
+    }
+
+    /// Base URL of the facade, if this process has one.
+    pub fn facade_url(&self) -> Option<String> {
+        self.facade.as_ref().map(|facade| format!("http://{}", facade.address()))
+    }
+
+    /// Base URL of health and metrics.
+    pub fn admin_url(&self) -> String {
+        format!("http://{}", self.admin.address())
+    }
+
+    /// A handle to the producer, for what a command writes itself.
+    pub fn publisher(&self) -> Publisher {
+        self.publisher.clone()
+    }
+
+    /// Waits until everything is ready; gives what is missing when `timeout` has passed.
+    pub async fn ready(&mut self, timeout: Duration) -> Result<(), String> {
+        let until = Instant::now() + timeout;
+        loop {
+            if self.health.is_ready() {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                let components = self.health.components();
+                let missing = components.iter().filter_map(|(name, why)| Some(format!("{name}: {}", why.as_ref()?)));
+                return Err(missing.collect::<Vec<_>>().join("; "));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(20)) => {}
+                Some(ended) = self.roles.join_next() => {
+                    return Err(finish(ended).err().map_or("a role has ended".to_owned(), |e| e.to_string()));
+                }
+            }
+        }
+    }
+
+    /// Waits until a role ends by itself, which is a failure.
+    pub async fn failed(&mut self) -> Error {
+        loop {
+            match self.roles.join_next().await {
+                Some(ended) => match finish(ended) {
+                    Err(error) => return error,
+                    Ok(()) => continue,
+                },
+                None => return Error::Panicked { role: "every role".to_owned() },
+            }
+        }
+    }
+
+    /// Ends the roles in order: no new requests, streams finished within their bound, postings written, then out.
+    pub async fn stop(mut self) -> Result<(), Error> {
+        if let Some(facade) = self.facade.take() {
+            facade.stop().await;
+        }
+        self.cancel.cancel();
+        self.followers.cancel();
+        let mut first = Ok(());
+        while let Some(ended) = self.roles.join_next().await {
+            let ended = finish(ended);
+            if first.is_ok() {
+                first = ended;
+            }
+        }
+        let publisher = self.publisher.clone();
+        self.admin.stop().await;
+        // A failed flush leaves records that were never promised; the topics' readers do not miss them.
+        let _ = tokio::task::spawn_blocking(move || publisher.flush(FLUSH_TIMEOUT)).await;
+        first
+    }
+}
+
+fn finish(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<(), Error> {
+    ended.unwrap_or_else(|error| Err(Error::Panicked { role: error.to_string() }))
+}
+
+/// Asks the registry until it answers: it may start at the same time as we do.
+async fn connect(config: &Config) -> Result<Codec, Error> {
+    let until = Instant::now() + START_TIMEOUT;
+    loop {
+        let registry = Registry::new(&config.registry.url, &config.kafka.topic_prefix)?;
+        match Codec::connect(registry).await {
+            Err(error @ codec::Error::Registry { .. }) if Instant::now() < until => {
+                tracing::warn!(%error, "waiting for the schema registry");
+                tokio::time::sleep(START_RETRY).await;
+            }
+            connected => return Ok(connected?),
+        }
+    }
+}
+
+/// The number of partitions that `requests` has.
+async fn partitions(config: &Config) -> Result<u32, Error> {
+    let until = Instant::now() + START_TIMEOUT;
+    loop {
+        let kafka_config = config.kafka.clone();
+        let asked = tokio::task::spawn_blocking(move || {
+            let consumer: BaseConsumer = kafka::client(&kafka_config).create()?;
+            let topic = kafka::topic_name(&kafka_config, Topic::Requests);
+            let metadata = consumer.fetch_metadata(Some(&topic), METADATA_TIMEOUT)?;
+            let found = metadata.topics().iter().find(|t| t.name() == topic).map_or(0, |t| t.partitions().len());
+            Ok::<_, rdkafka::error::KafkaError>((topic, found))
+        });
+        let brokers = config.kafka.brokers.clone();
+        match asked.await {
+            Ok(Ok((topic, 0))) => return Err(Error::NoTopic { topic, brokers }),
+            Ok(Ok((_, found))) => return Ok(found as u32),
+            Ok(Err(error)) if Instant::now() >= until => {
+                return Err(Error::Kafka { brokers, detail: error.to_string() });
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "waiting for kafka"),
+            Err(error) => return Err(Error::Kafka { brokers, detail: error.to_string() }),
+        }
+        tokio::time::sleep(START_RETRY).await;
+    }
+}
+
+async fn start_facade(shared: &Shared) -> Result<Facade, Error> {
+    let control = shared.control.clone();
+    let facade = Facade::start(facade::Options {
+        config: shared.config.facade.clone(),
+        kafka: shared.config.kafka.clone(),
+        instance: shared.config.instance.clone(),
+        partitions: shared.partitions,
+        control: Arc::new(move || control.tables()),
+        codec: shared.codec.clone(),
+        publisher: shared.publisher.clone(),
+        health: shared.health.clone(),
+        metrics: shared.metrics.clone(),
+        listener: listen(shared.config.facade.listen).await?,
+        cancel: shared.cancel.clone(),
+    })?;
+    Ok(facade)
+}
+
+async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|source| Error::Listen { address: address.to_string(), source })
+}
+
+fn spawn_processor(tasks: &mut JoinSet<Result<(), Error>>, shared: &Shared) {
+    let options = shard::Options {
+        config: shared.config.clone(),
+        partitions: shared.partitions,
+        codec: shared.codec.clone(),
+        publisher: shared.publisher.clone(),
+        control: shared.control.clone(),
+        health: shared.health.clone(),
+        metrics: shared.metrics.clone(),
+        cancel: shared.cancel.clone(),
+    };
+    tasks.spawn(async move { Ok(shard::run(options).await?) });
+}
+
+fn spawn_projection(tasks: &mut JoinSet<Result<(), Error>>, shared: &Shared) {
+    let options = projection::Options {
+        kafka: shared.config.kafka.clone(),
+        projection: shared.config.projection.clone(),
+        codec: shared.codec.clone(),
+        publisher: shared.publisher.clone(),
+        health: shared.health.clone(),
+        metrics: shared.metrics.clone(),
+        cancel: shared.cancel.clone(),
+    };
+    tasks.spawn(async move { Ok(projection::run(options).await?) });
+}
+
+fn spawn_sink(tasks: &mut JoinSet<Result<(), Error>>, shared: &Shared) {
+    let options = sink::Options {
+        kafka: shared.config.kafka.clone(),
+        sink: shared.config.sink.clone(),
+        clickhouse: shared.config.clickhouse.clone(),
+        dead_letter_bytes_max: shared.config.processor.dead_letter_bytes_max,
+        codec: shared.codec.clone(),
+        publisher: shared.publisher.clone(),
+        health: shared.health.clone(),
+        metrics: shared.metrics.clone(),
+        cancel: shared.cancel.clone(),
+    };
+    tasks.spawn(async move { Ok(sink::run(options).await?) });
+}

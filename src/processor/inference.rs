@@ -1,0 +1,203 @@
+//! Provider calls: what one used and cost, and what follows when it ended.
+//!
+//! Precedence at the end of an attempt: a cancelled request is settled as cancelled; a whole answer settles it; a failure
+//! after content, a failure that every provider would repeat, a passed deadline or a lack of candidates settles it as
+//! failed; otherwise the next candidate is called.
+
+use bytes::Bytes;
+
+use super::refusal;
+use super::state::OpenRequest;
+use crate::control::Tables;
+use crate::domain::{PicoUsd, RequestKey, Timestamp, TokenUsage};
+use crate::provider::{Failure, FailureClass, Summary};
+use crate::records::journal::{AttemptEnded, AttemptStarted, Candidate, Features, RequestSettled};
+use crate::records::responses::ApiError;
+use crate::records::{Outcome, UsageSource};
+
+/// Bytes of text per token, where a count has to be estimated: OpenAI's rule of thumb for English
+/// ("What are tokens and how to count them?"), which is high enough for Portuguese.
+const BYTES_PER_TOKEN: u64 = 4;
+/// Tokens that the chat format adds to each message (OpenAI's cookbook, "How to count tokens with tiktoken").
+const TOKENS_PER_MESSAGE: u64 = 3;
+
+/// What became of a provider call, as the shell saw it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttemptReport {
+    pub key: RequestKey,
+    pub attempt: u32,
+    pub end: AttemptEnd,
+    pub summary: Summary,
+    pub content_frames: u32,
+    /// A simulator answered instead of the provider.
+    pub simulated: bool,
+    pub time_to_first_token_ms: Option<u64>,
+    pub duration_ms: u64,
+    /// The answer, when it is not streamed.
+    pub body: Option<Bytes>,
+}
+
+/// How a provider call ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AttemptEnd {
+    Completed,
+    Failed(Failure),
+    /// Aborted because the request was cancelled.
+    Cancelled,
+}
+
+/// What follows the end of an attempt.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Next {
+    /// The candidate at this index is called.
+    Call(usize),
+    /// The request is over.
+    Settle { outcome: Outcome, status: u16, error: Option<ApiError> },
+}
+
+/// Decides what follows.
+pub fn next(open: &OpenRequest, report: &AttemptReport, at: Timestamp) -> Next {
+    let settle = |outcome, error: ApiError| Next::Settle { outcome, status: error.status, error: Some(error) };
+    let failure = match &report.end {
+        AttemptEnd::Cancelled => return settle(Outcome::Cancelled, refusal::cancelled()),
+        AttemptEnd::Completed => return Next::Settle { outcome: Outcome::Completed, status: 200, error: None },
+        AttemptEnd::Failed(_) if open.cancelled => return settle(Outcome::Cancelled, refusal::cancelled()),
+        AttemptEnd::Failed(failure) => failure,
+    };
+    let another_may_answer = !matches!(failure.class, FailureClass::BadRequest | FailureClass::Deadline);
+    let upcoming = open.candidate + 1;
+    let may_call = another_may_answer
+        && report.content_frames == 0
+        && at < open.admitted.deadline_at
+        && open.attempt < open.routed.max_attempts
+        && upcoming < open.routed.candidates.len();
+    if may_call { Next::Call(upcoming) } else { settle(Outcome::Failed, refusal::upstream(failure)) }
+}
+
+/// The fact of a call that is about to be made, or why it cannot be.
+pub fn start(control: &Tables, candidate: &Candidate, attempt: u32) -> Option<AttemptStarted> {
+    let (_, model) = control.model(&candidate.model)?;
+    let deployment = model.value.deployment(&candidate.deployment)?;
+    Some(AttemptStarted {
+        attempt,
+        model: candidate.model.clone(),
+        deployment: candidate.deployment.clone(),
+        provider: deployment.provider.clone(),
+        price_version: model.version,
+    })
+}
+
+/// The posting of an attempt that ended: what it used, at the prices of `control`.
+pub fn posting(control: &Tables, open: &OpenRequest, report: &AttemptReport) -> AttemptEnded {
+    let (outcome, failure) = match &report.end {
+        AttemptEnd::Completed => (Outcome::Completed, None),
+        AttemptEnd::Cancelled => (Outcome::Cancelled, None),
+        AttemptEnd::Failed(failure) => (Outcome::Failed, Some(failure)),
+    };
+    let (usage, usage_source) = usage_of(&open.admitted.features, report);
+    AttemptEnded {
+        simulated: report.simulated,
+        error_code: failure.map(|f| f.class.code().to_owned()),
+        upstream_status: failure.and_then(|f| f.upstream_status),
+        finish_reason: report.summary.finish_reason.clone(),
+        content_frames: report.content_frames,
+        time_to_first_token_ms: report.time_to_first_token_ms,
+        duration_ms: Some(report.duration_ms),
+        ..priced(control, open, outcome, usage, usage_source)
+    }
+}
+
+/// The posting of an attempt whose owner went away: nobody knows what it put out, so its cost is unknown.
+pub fn interrupted_posting(control: &Tables, open: &OpenRequest) -> AttemptEnded {
+    let usage = TokenUsage { input: Some(estimated_input(&open.admitted.features)), ..TokenUsage::default() };
+    AttemptEnded {
+        error_code: Some("interrupted".to_owned()),
+        ..priced(control, open, Outcome::Interrupted, usage, UsageSource::Estimated)
+    }
+}
+
+fn priced(
+    control: &Tables,
+    open: &OpenRequest,
+    outcome: Outcome,
+    usage: TokenUsage,
+    usage_source: UsageSource,
+) -> AttemptEnded {
+    let started = &open.started;
+    let model = control.model(&started.model);
+    let deployment = model.and_then(|(_, model)| model.value.deployment(&started.deployment));
+    let price = deployment.and_then(|d| d.price_at(open.started_at, usage.total_input()));
+    AttemptEnded {
+        attempt: started.attempt,
+        model: started.model.clone(),
+        deployment: started.deployment.clone(),
+        provider: started.provider.clone(),
+        tier: open.routed.candidates.get(open.candidate).map_or(0, |c| c.tier),
+        simulated: false,
+        outcome,
+        error_code: None,
+        upstream_status: None,
+        finish_reason: None,
+        content_frames: 0,
+        time_to_first_token_ms: None,
+        duration_ms: None,
+        usage,
+        usage_source,
+        price_version: model.map_or(started.price_version, |(_, model)| model.version),
+        price_simulated: price.is_some_and(|entry| entry.source.is_none()),
+        cost_pico_usd: price.and_then(|entry| entry.price().cost(&usage)).filter(|cost| cost.to_long().is_some()),
+    }
+}
+
+/// The terminal fact of a request whose last posting is `last`.
+pub fn settlement(
+    open: &OpenRequest,
+    last: &AttemptEnded,
+    outcome: Outcome,
+    status: u16,
+    at: Timestamp,
+) -> RequestSettled {
+    let millis = |later: Timestamp, earlier: Timestamp| u64::try_from(later.since(earlier).as_millis()).unwrap_or(0);
+    let before_attempt = millis(open.started_at, open.context.received_at);
+    RequestSettled {
+        outcome,
+        error_code: last.error_code.clone().filter(|_| outcome != Outcome::Completed),
+        status,
+        attempts: open.attempt,
+        content_frames: last.content_frames,
+        cost_pico_usd: sum(open.posted, last.cost_pico_usd),
+        time_to_first_token_ms: last.time_to_first_token_ms.map(|ms| ms.saturating_add(before_attempt)),
+        duration_ms: millis(at, open.context.received_at),
+    }
+}
+
+/// Unknown when one of the two is.
+pub fn sum(a: Option<PicoUsd>, b: Option<PicoUsd>) -> Option<PicoUsd> {
+    a?.checked_add(b?).filter(|sum| sum.to_long().is_some())
+}
+
+/// What the provider reported; known zeros where it cannot have worked; else an estimate, marked as such.
+fn usage_of(features: &Features, report: &AttemptReport) -> (TokenUsage, UsageSource) {
+    if let Some(usage) = report.summary.usage {
+        return (usage, UsageSource::Reported);
+    }
+    let refused = matches!(&report.end, AttemptEnd::Failed(failure) if matches!(
+        failure.class,
+        FailureClass::Connect | FailureClass::RateLimited | FailureClass::Configuration | FailureClass::BadRequest
+    ));
+    let answered_with_an_error = matches!(&report.end, AttemptEnd::Failed(failure)
+        if failure.upstream_status.is_some_and(|status| status >= 300));
+    if report.content_frames == 0 && (refused || answered_with_an_error) {
+        return (TokenUsage::NOTHING, UsageSource::None);
+    }
+    let usage = TokenUsage {
+        input: Some(estimated_input(features)),
+        output: Some(report.summary.text_bytes.div_ceil(BYTES_PER_TOKEN)),
+        ..TokenUsage::default()
+    };
+    (usage, UsageSource::Estimated)
+}
+
+fn estimated_input(features: &Features) -> u64 {
+    features.text_bytes.div_ceil(BYTES_PER_TOKEN) + TOKENS_PER_MESSAGE * u64::from(features.messages)
+}

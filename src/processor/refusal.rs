@@ -1,0 +1,104 @@
+//! Errors that askers see, in OpenAI's shape; each code once.
+
+use std::time::Duration;
+
+use crate::provider::{Failure, FailureClass};
+use crate::records::responses::ApiError;
+
+/// The status of a request that its asker gave up (nginx's 499: there is no registered one).
+pub const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+fn error(status: u16, kind: &str, code: &str, message: impl Into<String>) -> ApiError {
+    ApiError {
+        status,
+        r#type: kind.to_owned(),
+        code: code.to_owned(),
+        message: message.into(),
+        param: None,
+        retry_after_ms: None,
+    }
+}
+
+pub fn invalid_request(message: impl Into<String>) -> ApiError {
+    error(400, "invalid_request_error", "invalid_request", message)
+}
+
+pub fn model_missing() -> ApiError {
+    let refusal = invalid_request("the request names no model; give \"model\" in the body");
+    ApiError { code: "missing_model".into(), param: Some("model".into()), ..refusal }
+}
+
+pub fn model_not_found(model: &str) -> ApiError {
+    let message = format!("the model {model:?} does not exist; GET /v1/models lists those that do");
+    ApiError { param: Some("model".into()), ..error(404, "invalid_request_error", "model_not_found", message) }
+}
+
+pub fn no_price(model: &str) -> ApiError {
+    let message = format!("no deployment of {model:?} has a price in force; a call without a price is not made");
+    error(503, "server_error", "price_unknown", message)
+}
+
+pub fn too_large(bytes: usize, most: usize) -> ApiError {
+    error(413, "invalid_request_error", "request_too_large", format!("the body has {bytes} bytes; the most is {most}"))
+}
+
+pub fn unsupported(what: &str) -> ApiError {
+    error(400, "invalid_request_error", "unsupported", format!("{what} is not supported by this version"))
+}
+
+pub fn too_late() -> ApiError {
+    error(504, "server_error", "deadline_exceeded", "the deadline had passed before the request could be decided")
+}
+
+pub fn unknown_organization(organization: &str) -> ApiError {
+    let message = format!("organization {organization:?} does not exist or is not active");
+    error(403, "invalid_request_error", "organization_not_found", message)
+}
+
+/// The gateway's capacity, or the organization's share of it, is in use.
+pub fn over_capacity(share: bool) -> ApiError {
+    let refusal = match share {
+        true => error(
+            429,
+            "rate_limit_error",
+            "organization_share_exceeded",
+            "too many requests of this organization are open",
+        ),
+        false => error(503, "server_error", "over_capacity", "the gateway is at its capacity"),
+    };
+    ApiError { retry_after_ms: Some(1_000), ..refusal }
+}
+
+pub fn cancelled() -> ApiError {
+    error(CLIENT_CLOSED_REQUEST, "invalid_request_error", "cancelled", "the request was cancelled")
+}
+
+pub fn interrupted() -> ApiError {
+    let message = "the gateway's worker was replaced while it answered; send the request again";
+    ApiError { retry_after_ms: Some(0), ..error(503, "server_error", "interrupted", message) }
+}
+
+/// What the asker sees of a provider's failure.
+pub fn upstream(failure: &Failure) -> ApiError {
+    let (status, kind) = match failure.class {
+        FailureClass::BadRequest => (400, "invalid_request_error"),
+        FailureClass::RateLimited => (429, "rate_limit_error"),
+        FailureClass::FirstTokenTimeout | FailureClass::BetweenTokensTimeout | FailureClass::Deadline => {
+            (504, "server_error")
+        }
+        FailureClass::Connect
+        | FailureClass::Configuration
+        | FailureClass::Upstream
+        | FailureClass::Garbage
+        | FailureClass::Cut
+        | FailureClass::TooLarge => (502, "server_error"),
+    };
+    let mut refusal = error(status, kind, failure.class.code(), failure.message.clone());
+    if failure.class == FailureClass::BadRequest {
+        refusal.param = failure.upstream_param.clone();
+        refusal.code = failure.upstream_code.clone().unwrap_or(refusal.code);
+    }
+    refusal.retry_after_ms =
+        failure.retry_after.map(|after: Duration| u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
+    refusal
+}

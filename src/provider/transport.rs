@@ -1,0 +1,254 @@
+//! The one HTTP client of all providers: time-outs, bounds, and what a broken connection means.
+//!
+//! A caller that drops a call or its stream ends the HTTP exchange with it. Nothing is tried again here.
+
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::{Client, Response};
+use tokio::time::{Instant, timeout_at};
+
+use super::openai::{self, Identity, StreamDecoder};
+use super::{Call, Failure, FailureClass, Summary};
+use crate::config::{Providers, millis};
+use crate::runtime::clock;
+
+/// Most bytes that are read of an error's body.
+const ERROR_BYTES_MAX: usize = 64 << 10;
+/// How long a connection that nobody uses is kept.
+const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(90);
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot make the HTTP client of the providers: {source}")]
+    Client { source: reqwest::Error },
+}
+
+/// Calls providers over pooled connections. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Transport {
+    client: Client,
+    first_token_timeout: Duration,
+    between_tokens_timeout: Duration,
+    answer_bytes_max: usize,
+    event_bytes_max: usize,
+}
+
+/// What a provider answered, as the client is to get it.
+#[derive(Debug)]
+pub enum Answer {
+    Whole(Whole),
+    Stream(Box<AnswerStream>),
+}
+
+#[derive(Debug)]
+pub struct Whole {
+    pub body: Bytes,
+    pub summary: Summary,
+}
+
+impl Transport {
+    pub fn new(config: &Providers) -> Result<Self, Error> {
+        crate::tls::install_provider();
+        let client = Client::builder()
+            .no_proxy()
+            .http1_only()
+            .tcp_nodelay(true)
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(millis(config.connect_timeout_ms))
+            .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT)
+            .build()
+            .map_err(|source| Error::Client { source })?;
+        Ok(Self {
+            client,
+            first_token_timeout: millis(config.first_token_timeout_ms),
+            between_tokens_timeout: millis(config.between_tokens_timeout_ms),
+            answer_bytes_max: config.answer_bytes_max,
+            event_bytes_max: config.event_bytes_max,
+        })
+    }
+
+    /// Makes the call. A whole answer is complete when this returns; a stream has only begun, its status known.
+    pub async fn call(&self, call: &Call) -> Result<Answer, Failure> {
+        let limits = Limits::new(call, self);
+        if call.timeout.is_zero() {
+            return Err(limits.missed(FailureClass::Deadline));
+        }
+        let response = limits.within_first(call.stream, self.send(call)).await??;
+        let status = response.status();
+        if !status.is_success() {
+            return Err(limits.within_first(call.stream, refusal(response)).await?);
+        }
+        let identity = Identity::new(&call.request_id, &call.model, clock::now());
+        if call.stream && !is_json(response.headers()) {
+            let decoder = StreamDecoder::new(identity, call.include_usage, self.event_bytes_max);
+            return Ok(Answer::Stream(Box::new(AnswerStream { response, decoder, limits })));
+        }
+        let body = limits.within_first(call.stream, read(response, self.answer_bytes_max)).await??;
+        let (body, summary) = openai::whole(&body, &identity)?;
+        match call.stream {
+            true => Err(Failure::new(FailureClass::Garbage, "the provider answered a streamed request whole")),
+            false => Ok(Answer::Whole(Whole { body, summary })),
+        }
+    }
+
+    async fn send(&self, call: &Call) -> Result<Response, Failure> {
+        let body = openai::request(&call.body, &call.upstream.model, call.stream)?;
+        let url = format!("{}/chat/completions", call.upstream.base_url.trim_end_matches('/'));
+        let json = HeaderValue::from_static("application/json");
+        let mut request = self.client.post(url).header(CONTENT_TYPE, json).body(body);
+        if let Some(credential) = &call.upstream.credential {
+            let unusable = |_| Failure::new(FailureClass::Configuration, "the credential is not usable in a header");
+            let mut value = HeaderValue::try_from(format!("Bearer {}", credential.expose())).map_err(unusable)?;
+            value.set_sensitive(true);
+            request = request.header(AUTHORIZATION, value);
+        }
+        request.send().await.map_err(|error| {
+            if error.is_builder() {
+                Failure::new(FailureClass::Configuration, "the provider's base URL is not usable")
+            } else if error.is_connect() {
+                Failure::new(FailureClass::Connect, "the provider cannot be reached")
+            } else {
+                Failure::new(FailureClass::Cut, "the provider ended the connection without an answer")
+            }
+        })
+    }
+}
+
+/// When a call is given up.
+#[derive(Debug, Clone)]
+struct Limits {
+    deadline: Instant,
+    first_token: Instant,
+    first_token_timeout: Duration,
+    between_tokens_timeout: Duration,
+}
+
+impl Limits {
+    fn new(call: &Call, transport: &Transport) -> Self {
+        let now = Instant::now();
+        Self {
+            deadline: now + call.timeout,
+            first_token: now + transport.first_token_timeout,
+            first_token_timeout: transport.first_token_timeout,
+            between_tokens_timeout: transport.between_tokens_timeout,
+        }
+    }
+
+    /// Awaits what comes before the first token. A whole answer has no first token, only its deadline.
+    async fn within_first<T>(&self, is_stream: bool, work: impl Future<Output = T>) -> Result<T, Failure> {
+        let (limit, class) = if is_stream && self.first_token < self.deadline {
+            (self.first_token, FailureClass::FirstTokenTimeout)
+        } else {
+            (self.deadline, FailureClass::Deadline)
+        };
+        timeout_at(limit, work).await.map_err(|_| self.missed(class))
+    }
+
+    /// When the next bytes must be there, and what it is when they are not.
+    fn next(&self, has_content: bool) -> (Instant, FailureClass) {
+        let (limit, class) = match has_content {
+            // It counts from when the caller waits, so that a slow caller is not held against the provider.
+            true => (Instant::now() + self.between_tokens_timeout, FailureClass::BetweenTokensTimeout),
+            false => (self.first_token, FailureClass::FirstTokenTimeout),
+        };
+        if limit < self.deadline { (limit, class) } else { (self.deadline, FailureClass::Deadline) }
+    }
+
+    fn missed(&self, class: FailureClass) -> Failure {
+        let message = match class {
+            FailureClass::FirstTokenTimeout => {
+                format!("no content from the provider within {} ms", self.first_token_timeout.as_millis())
+            }
+            FailureClass::BetweenTokensTimeout => {
+                format!("nothing more from the provider for {} ms", self.between_tokens_timeout.as_millis())
+            }
+            _ => "the deadline passed before the provider's answer was complete".to_owned(),
+        };
+        Failure::new(class, message)
+    }
+}
+
+/// A streamed answer under way. Dropping it ends the call.
+#[derive(Debug)]
+pub struct AnswerStream {
+    response: Response,
+    decoder: StreamDecoder,
+    limits: Limits,
+}
+
+impl AnswerStream {
+    /// The next chunk, as JSON on one line without `data:`; `None` at the good end. The first one comes only with content, so
+    /// a failure before it leaves nothing that a client saw. A failure comes after all chunks before it, and again when
+    /// asked again. May be dropped while it waits, without loss.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        let mut limit = None;
+        loop {
+            if let Some(chunk) = self.decoder.pop() {
+                return Ok(Some(chunk));
+            }
+            if let Some(end) = self.decoder.end() {
+                return end.clone().map(|()| None);
+            }
+            let (at, class) = *limit.get_or_insert_with(|| self.limits.next(self.decoder.has_content()));
+            match timeout_at(at, self.response.chunk()).await {
+                Ok(Ok(Some(bytes))) => self.decoder.push(&bytes),
+                Ok(Ok(None)) => self.decoder.finish(),
+                Ok(Err(_)) => self.decoder.broken(),
+                Err(_) => self.decoder.fail(self.limits.missed(class)),
+            }
+        }
+    }
+
+    /// A chunk that is there already, for a caller that puts several into one frame.
+    pub fn try_next_ready(&mut self) -> Option<Bytes> {
+        self.decoder.pop()
+    }
+
+    /// What is known so far; valid at any moment, also after a failure or before giving up.
+    pub fn summary(&self) -> Summary {
+        self.decoder.summary()
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    value.is_some_and(|value| value.trim_start().starts_with("application/json"))
+}
+
+/// The failure that an error answer stands for. A body that cannot be read changes nothing about that.
+async fn refusal(response: Response) -> Failure {
+    let status = response.status().as_u16();
+    let headers = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let body = read(response, ERROR_BYTES_MAX).await.unwrap_or_default();
+    openai::from_status(status, headers.as_deref(), &body, clock::now())
+}
+
+/// Reads a whole body of at most `bytes_max`.
+async fn read(mut response: Response, bytes_max: usize) -> Result<Bytes, Failure> {
+    let cut = |_| Failure::new(FailureClass::Cut, "the provider's answer ended in its middle");
+    let mut first = Bytes::new();
+    let mut all = BytesMut::new();
+    while let Some(bytes) = response.chunk().await.map_err(cut)? {
+        if first.len() + all.len() + bytes.len() > bytes_max {
+            let message = format!("the provider's answer has more than {bytes_max} bytes");
+            return Err(Failure::new(FailureClass::TooLarge, message));
+        }
+        // Most answers come in one piece, which is not copied.
+        if first.is_empty() && all.is_empty() {
+            first = bytes;
+        } else {
+            if all.is_empty() {
+                all.extend_from_slice(&std::mem::take(&mut first));
+            }
+            all.extend_from_slice(&bytes);
+        }
+    }
+    Ok(if all.is_empty() { first } else { all.freeze() })
+}
+
+#[cfg(test)]
+#[path = "transport_tests.rs"]
+mod tests;

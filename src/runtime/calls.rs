@@ -1,0 +1,247 @@
+//! Provider calls under way: each a task that puts the answer on `responses` and reports its end to the shard.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::publisher::{self, Deliveries, Delivery, Outgoing, Publisher};
+use super::{clock, kafka};
+use crate::codec::Codec;
+use crate::config;
+use crate::processor::ProviderCall;
+use crate::processor::inference::{AttemptEnd, AttemptReport};
+use crate::provider::transport::{Answer, AnswerStream, Transport};
+use crate::provider::{Call, Failure, FailureClass, Summary, Upstream};
+use crate::records::Topic;
+use crate::records::responses::{Content, Frame, FrameBody, ResponseRecord};
+
+/// Most bytes of chunks that wait while a frame is in flight; above it the provider's stream is not read.
+const WAITING_BYTES_MAX: usize = 256 << 10;
+/// Wait before a full producer is tried again.
+const FULL_RETRY: Duration = Duration::from_millis(2);
+
+/// What all calls share.
+pub struct Calls {
+    pub transport: Transport,
+    pub providers: config::Providers,
+    pub codec: Arc<Codec>,
+    pub publisher: Publisher,
+    pub responses_topic: String,
+}
+
+impl Calls {
+    pub fn new(transport: Transport, config: &config::Config, codec: Arc<Codec>, publisher: Publisher) -> Self {
+        let responses_topic = kafka::topic_name(&config.kafka, Topic::Responses);
+        Self { transport, providers: config.providers.clone(), codec, publisher, responses_topic }
+    }
+
+    /// Where a deployment is called, and whether that is a simulator.
+    fn upstream(&self, call: &ProviderCall) -> (Upstream, bool) {
+        let model = call.upstream_model.clone();
+        if let Some(url) = &self.providers.upstream_override {
+            return (Upstream { base_url: url.clone(), model, credential: None }, true);
+        }
+        let credential = self.providers.credentials.get(&call.credential).cloned();
+        match (&credential, &self.providers.simulator_url) {
+            (None, Some(url)) => (Upstream { base_url: url.clone(), model, credential }, true),
+            _ => (Upstream { base_url: call.base_url.clone(), model, credential }, false),
+        }
+    }
+
+    /// Makes the call and reports its end; the report goes to the shard that decided it.
+    pub async fn run(
+        self: Arc<Self>,
+        tenure: i64,
+        call: ProviderCall,
+        body: Bytes,
+        cancelled: CancellationToken,
+        reports: mpsc::Sender<AttemptReport>,
+    ) {
+        let (upstream, simulated) = self.upstream(&call);
+        let request = Call {
+            request_id: call.key.request.clone(),
+            model: call.head.model.clone(),
+            upstream,
+            body,
+            stream: call.stream,
+            include_usage: call.include_usage,
+            timeout: call.deadline_at.since(clock::now()),
+        };
+        let started = Instant::now();
+        let mut pump = Pump::new(&self, tenure, &call);
+        let (end, summary, body) = match request.timeout.is_zero() {
+            true => (AttemptEnd::Failed(deadline_passed()), Summary::default(), None),
+            false => pump.answer(&request, &cancelled).await,
+        };
+        let first = pump.first_content_at.map(|at| millis(at.duration_since(started)));
+        let report = AttemptReport {
+            key: call.key.clone(),
+            attempt: call.attempt,
+            end,
+            summary,
+            content_frames: pump.frames,
+            simulated,
+            time_to_first_token_ms: first,
+            duration_ms: millis(started.elapsed()),
+            body,
+        };
+        // A closed channel means that the shard is gone; the next owner settles the request.
+        let _ = reports.send(report).await;
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn failure(class: FailureClass, message: &str) -> Failure {
+    Failure {
+        class,
+        upstream_status: None,
+        message: message.to_owned(),
+        upstream_type: None,
+        upstream_code: None,
+        upstream_param: None,
+        retry_after: None,
+    }
+}
+
+fn deadline_passed() -> Failure {
+    failure(FailureClass::Deadline, "the deadline passed before the provider was called")
+}
+
+/// Puts the chunks of one answer on `responses`: one record in flight, what arrives meanwhile goes into the next.
+struct Pump<'a> {
+    calls: &'a Calls,
+    tenure: i64,
+    call: &'a ProviderCall,
+    deliveries: Arc<Deliveries>,
+    waiting: Vec<Bytes>,
+    waiting_bytes: usize,
+    in_flight: bool,
+    frames: u32,
+    first_content_at: Option<Instant>,
+    payload: Vec<u8>,
+}
+
+impl<'a> Pump<'a> {
+    fn new(calls: &'a Calls, tenure: i64, call: &'a ProviderCall) -> Self {
+        Self {
+            calls,
+            tenure,
+            call,
+            deliveries: Deliveries::new(),
+            waiting: Vec::new(),
+            waiting_bytes: 0,
+            in_flight: false,
+            frames: 0,
+            first_content_at: None,
+            payload: Vec::new(),
+        }
+    }
+
+    async fn answer(&mut self, request: &Call, cancelled: &CancellationToken) -> (AttemptEnd, Summary, Option<Bytes>) {
+        let answer = tokio::select! {
+            biased;
+            () = cancelled.cancelled() => return (AttemptEnd::Cancelled, Summary::default(), None),
+            answer = self.calls.transport.call(request) => answer,
+        };
+        match answer {
+            Err(failure) => (AttemptEnd::Failed(failure), Summary::default(), None),
+            Ok(Answer::Whole(whole)) => (AttemptEnd::Completed, whole.summary, Some(whole.body)),
+            Ok(Answer::Stream(mut stream)) => {
+                let end = self.stream(&mut stream, cancelled).await;
+                (end, stream.summary(), None)
+            }
+        }
+    }
+
+    async fn stream(&mut self, stream: &mut AnswerStream, cancelled: &CancellationToken) -> AttemptEnd {
+        let mut arrived: Vec<Delivery> = Vec::new();
+        let end = loop {
+            tokio::select! {
+                biased;
+                () = cancelled.cancelled() => break AttemptEnd::Cancelled,
+                () = self.deliveries.drain(&mut arrived), if self.in_flight => {
+                    self.in_flight = false;
+                    if let Some(error) = arrived.drain(..).find_map(|delivery| delivery.outcome.err()) {
+                        let message = format!("kafka did not acknowledge a frame of the answer: {error}");
+                        break AttemptEnd::Failed(failure(FailureClass::Cut, &message));
+                    }
+                }
+                chunk = stream.next(), if self.waiting_bytes < WAITING_BYTES_MAX => match chunk {
+                    Ok(Some(chunk)) => self.take(chunk),
+                    Ok(None) => break AttemptEnd::Completed,
+                    Err(failure) => break AttemptEnd::Failed(failure),
+                },
+            }
+            while self.waiting_bytes < WAITING_BYTES_MAX
+                && let Some(chunk) = stream.try_next_ready()
+            {
+                self.take(chunk);
+            }
+            if !self.in_flight
+                && let Err(message) = self.send_waiting().await
+            {
+                break AttemptEnd::Failed(failure(FailureClass::Cut, &message));
+            }
+        };
+        // What is left goes out in order behind the frame in flight; the terminal follows it on the same partition.
+        if end != AttemptEnd::Cancelled
+            && let Err(message) = self.send_waiting().await
+        {
+            return AttemptEnd::Failed(failure(FailureClass::Cut, &message));
+        }
+        end
+    }
+
+    fn take(&mut self, chunk: Bytes) {
+        self.first_content_at.get_or_insert_with(Instant::now);
+        self.waiting_bytes += chunk.len();
+        self.waiting.push(chunk);
+    }
+
+    async fn send_waiting(&mut self) -> Result<(), String> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let frame = Frame {
+            organization: self.call.key.organization.clone(),
+            request_id: self.call.key.request.clone(),
+            nonce: self.call.reply_nonce.clone(),
+            tenure: self.tenure,
+            attempt: self.call.attempt,
+            sequence: self.frames,
+            at: clock::now(),
+            body: FrameBody::Content(Content {
+                head: (self.frames == 0).then(|| self.call.head.clone()),
+                events: std::mem::take(&mut self.waiting),
+            }),
+        };
+        self.waiting_bytes = 0;
+        let record = ResponseRecord::from(frame);
+        self.calls.codec.encode(&record, &mut self.payload).map_err(|e| e.to_string())?;
+        loop {
+            let outgoing = Outgoing {
+                topic: &self.calls.responses_topic,
+                partition: self.call.reply_partition,
+                key: self.call.key.request.as_str().as_bytes(),
+                payload: &self.payload,
+            };
+            match self.calls.publisher.send(outgoing, &self.deliveries, u64::from(self.frames)) {
+                Ok(()) => break,
+                Err(publisher::Error::Full) if clock::now() < self.call.deadline_at => {
+                    tokio::time::sleep(FULL_RETRY).await;
+                }
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        self.frames += 1;
+        self.in_flight = true;
+        Ok(())
+    }
+}

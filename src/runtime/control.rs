@@ -1,0 +1,158 @@
+//! The process's follower of the control log: reads it from the beginning and keeps the fold at its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use futures_util::StreamExt as _;
+use rdkafka::Message as _;
+use rdkafka::consumer::{Consumer as _, StreamConsumer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::kafka;
+use crate::codec::Codec;
+use crate::config;
+use crate::control::{Change, Tables};
+use crate::records::Topic;
+use crate::records::control::ControlRecord;
+use crate::telemetry::health::Health;
+
+/// The name under which the follower reports its health.
+const COMPONENT: &str = "control";
+/// Wait before the registry or the broker is asked again.
+const RETRY: Duration = Duration::from_millis(500);
+/// How long one question about the log's end may take.
+const WATERMARK_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot follow {topic}: {source}")]
+    Kafka { topic: String, source: rdkafka::error::KafkaError },
+}
+
+/// A handle to the tables; clones share them.
+#[derive(Clone)]
+pub struct Control {
+    tables: Arc<ArcSwap<Tables>>,
+    offset: watch::Receiver<i64>,
+}
+
+impl Control {
+    /// The tables as of now; cheap.
+    pub fn tables(&self) -> Arc<Tables> {
+        self.tables.load_full()
+    }
+
+    /// Waits until the fold has reached `offset`.
+    pub async fn reached(&self, offset: i64) {
+        // The sender lives in the follower; when that has ended the process is ending.
+        let _ = self.offset.clone().wait_for(|reached| *reached >= offset).await;
+    }
+
+    /// Fixed tables, for tests without a broker.
+    pub fn fixed(tables: Tables) -> Self {
+        let (_, offset) = watch::channel(tables.offset());
+        Self { tables: Arc::new(ArcSwap::from_pointee(tables)), offset }
+    }
+}
+
+/// Makes the handle and the future that keeps it up to date until `cancel`.
+pub fn follow(
+    config: &config::Kafka,
+    codec: Arc<Codec>,
+    health: Health,
+    cancel: CancellationToken,
+) -> Result<(Control, impl Future<Output = ()> + Send + 'static), Error> {
+    let topic = kafka::topic_name(config, Topic::Control);
+    let failed = |source| Error::Kafka { topic: topic.clone(), source };
+    let consumer: StreamConsumer = kafka::hot_consumer(config, "control-reader").create().map_err(failed)?;
+    let mut assignment = TopicPartitionList::new();
+    assignment.add_partition_offset(&topic, 0, Offset::Beginning).map_err(failed)?;
+    consumer.assign(&assignment).map_err(failed)?;
+    let tables = Arc::new(ArcSwap::from_pointee(Tables::default()));
+    let (sender, offset) = watch::channel(-1);
+    health.missing(COMPONENT, "control has not been read to its end yet");
+    let follower = Follower { consumer: Arc::new(consumer), topic, tables: tables.clone(), sender, codec, health };
+    let run = async move {
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = follower.run() => {}
+        }
+    };
+    Ok((Control { tables, offset }, run))
+}
+
+struct Follower {
+    consumer: Arc<StreamConsumer>,
+    topic: String,
+    tables: Arc<ArcSwap<Tables>>,
+    sender: watch::Sender<i64>,
+    codec: Arc<Codec>,
+    health: Health,
+}
+
+impl Follower {
+    async fn run(self) {
+        let end = self.end().await;
+        if end == 0 {
+            self.health.ready(COMPONENT);
+        }
+        let mut stream = self.consumer.stream();
+        while let Some(message) = stream.next().await {
+            match message {
+                Ok(message) => {
+                    self.take(message.offset(), message.payload().unwrap_or_default()).await;
+                    if message.offset() + 1 >= end {
+                        self.health.ready(COMPONENT);
+                    }
+                }
+                Err(error) => tracing::warn!(topic = %self.topic, %error, "reading control"),
+            }
+        }
+    }
+
+    /// Where the log ends now.
+    async fn end(&self) -> i64 {
+        loop {
+            let (consumer, topic) = (self.consumer.clone(), self.topic.clone());
+            let asked = tokio::task::spawn_blocking(move || consumer.fetch_watermarks(&topic, 0, WATERMARK_TIMEOUT));
+            match asked.await {
+                Ok(Ok((_, high))) => return high,
+                Ok(Err(error)) => self.health.missing(COMPONENT, format!("cannot ask for the end of control: {error}")),
+                Err(_) => return 0,
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    async fn take(&self, offset: i64, payload: &[u8]) {
+        let record = loop {
+            match self.codec.decode_learning::<ControlRecord>(payload).await {
+                Err(error @ crate::codec::Error::Registry { .. }) => {
+                    self.health.missing(COMPONENT, error.to_string());
+                    tokio::time::sleep(RETRY).await;
+                }
+                decoded => break decoded,
+            }
+        };
+        let mut tables = Tables::clone(&self.tables.load());
+        let applied = record
+            .map_err(|e| e.to_string())
+            .and_then(|record| tables.apply(offset, &record).map(|change| (change, record)).map_err(|e| e.to_string()));
+        match applied {
+            Ok((Change::Effective, _)) => {}
+            Ok((Change::Conflict { version }, record)) => {
+                tracing::info!(kind = record.kind, id = record.id, version, "control change ignored: version conflict");
+            }
+            // Every reader of control meets the same record, so all of them pass over it alike.
+            Err(error) => {
+                tracing::error!(topic = %self.topic, kafka.offset = offset, %error, "control record passed over");
+                tables.pass(offset);
+            }
+        }
+        self.tables.store(Arc::new(tables));
+        self.sender.send_replace(offset);
+    }
+}

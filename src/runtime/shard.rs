@@ -1,0 +1,511 @@
+//! The processor's one task: owns all its partitions, one loop over acknowledgements, reports, records and ticks.
+//!
+//! Each round drains every source, decides all of it, and runs what was acknowledged. Rebalance callbacks run inside the
+//! consumer's poll: they stash the event and return, and the loop restores, drains and (un)assigns in its own time.
+
+use std::collections::{BTreeMap, HashMap};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::Stream as _;
+use rdkafka::consumer::MessageStream;
+use rdkafka::error::KafkaError;
+use rdkafka::message::BorrowedMessage;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::calls::Calls;
+use super::control::Control;
+use super::kafka;
+use super::member::{self, Change, Member, Position, Received};
+use super::owner::{Lost, Owner, Record};
+use super::publisher::{Deliveries, Delivery, Publisher};
+use super::restore::{self, Restore, Tenure};
+use super::shell::{Learned, Load, ProcessorMetrics, Shell, Tag, Topics};
+use crate::codec::Codec;
+use crate::config::{self, millis};
+use crate::domain::ids::partition_of;
+use crate::processor::Bounds;
+use crate::processor::inference::AttemptReport;
+use crate::provider::transport::Transport;
+use crate::records::Topic;
+use crate::telemetry::Metrics;
+use crate::telemetry::health::Health;
+
+/// Records and reports that one round takes.
+const ROUND_MAX: usize = 128;
+/// Wait before a failed restore is tried again.
+const RESTORE_RETRY: Duration = Duration::from_millis(500);
+/// The name under which the shard reports its health.
+const COMPONENT: &str = "processor";
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("processor: the producer is broken: {0}")]
+    Producer(KafkaError),
+    #[error("processor: {0}")]
+    Member(#[from] member::Error),
+    #[error("processor: {0}")]
+    Transport(String),
+}
+
+/// What the shard is made of.
+pub struct Options {
+    pub config: config::Config,
+    pub partitions: u32,
+    pub codec: Arc<Codec>,
+    pub publisher: Publisher,
+    pub control: Control,
+    pub health: Health,
+    pub metrics: Metrics,
+    pub cancel: CancellationToken,
+}
+
+/// What became of a restore.
+type Restored = (i32, Result<Tenure, restore::Error>);
+
+/// Everything that woke the loop.
+#[derive(Default)]
+struct Round<'a> {
+    acknowledgements: Vec<Delivery>,
+    reports: Vec<AttemptReport>,
+    restored: Vec<Restored>,
+    learned: Vec<Learned>,
+    records: Vec<BorrowedMessage<'a>>,
+    errors: Vec<KafkaError>,
+    change: Option<Change>,
+    tick: bool,
+    cancelled: bool,
+}
+
+struct Channels {
+    reports: mpsc::Receiver<AttemptReport>,
+    learned: mpsc::Receiver<Learned>,
+    restored: mpsc::Receiver<Restored>,
+}
+
+struct Shard {
+    member: Arc<Member>,
+    config: config::Config,
+    shell: Shell,
+    health: Health,
+    restore: Restore,
+    restored: mpsc::Sender<Restored>,
+    restores: JoinSet<()>,
+    owners: BTreeMap<i32, Owner>,
+    /// Partition by epoch, for acknowledgements.
+    epochs: HashMap<u64, i32>,
+    next_epoch: u64,
+    /// Partitions that are assigned to us, whether restored or not.
+    mine: Vec<i32>,
+    /// Partitions that an assignment waits for.
+    restoring: Vec<i32>,
+    /// Partitions that the consumer has.
+    assigned: Vec<i32>,
+    paused: Vec<i32>,
+    revocation: Option<(Vec<i32>, Instant)>,
+    stopping: Option<Instant>,
+    offsets_due: Instant,
+}
+
+/// Runs the processor until `cancel`, then finishes what is under way within the configured bound.
+pub async fn run(options: Options) -> Result<(), Error> {
+    let transport = Transport::new(&options.config.providers).map_err(|e| Error::Transport(e.to_string()))?;
+    let kafka = options.config.kafka.clone();
+    let requests = kafka::topic_name(&kafka, Topic::Requests);
+    let member = Arc::new(Member::join(&kafka::hot_consumer(&kafka, "processor"), &requests)?);
+    options.health.missing(COMPONENT, "no partition is assigned yet");
+    let cancel = options.cancel.clone();
+    let deliveries = Deliveries::new();
+    let (mut shard, mut channels) = Shard::new(options, transport, member.clone(), deliveries.clone());
+    let mut stream = member.stream();
+    let mut ticks = tokio::time::interval(millis(shard.config.processor.tick_ms));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut cancelled = Box::pin(cancel.cancelled_owned());
+    loop {
+        let stopping = shard.stopping.is_some();
+        let round = std::future::poll_fn(|cx| {
+            let mut round = poll_round(cx, &deliveries, &mut channels, &mut stream);
+            round.change = shard.member.try_changed();
+            round.tick = ticks.poll_tick(cx).is_ready();
+            round.cancelled = !stopping && cancelled.as_mut().poll(cx).is_ready();
+            if round.is_empty() { Poll::Pending } else { Poll::Ready(round) }
+        })
+        .await;
+        shard.take(round)?;
+        if shard.is_done() {
+            break;
+        }
+    }
+    drop(stream);
+    let positions = shard.leave();
+    if let Some(member) = Arc::into_inner(member) {
+        member.leave(&positions).await;
+    }
+    Ok(())
+}
+
+fn poll_round<'a>(
+    cx: &mut Context<'_>,
+    deliveries: &Deliveries,
+    channels: &mut Channels,
+    stream: &mut MessageStream<'a, member::Context>,
+) -> Round<'a> {
+    let mut round = Round::default();
+    let _ = deliveries.poll_drain(cx, &mut round.acknowledgements);
+    let _ = channels.reports.poll_recv_many(cx, &mut round.reports, ROUND_MAX);
+    let _ = channels.restored.poll_recv_many(cx, &mut round.restored, ROUND_MAX);
+    let _ = channels.learned.poll_recv_many(cx, &mut round.learned, ROUND_MAX);
+    while round.records.len() < ROUND_MAX {
+        match Pin::new(&mut *stream).poll_next(cx) {
+            Poll::Ready(Some(Ok(message))) => round.records.push(message),
+            Poll::Ready(Some(Err(error))) => round.errors.push(error),
+            Poll::Ready(None) | Poll::Pending => break,
+        }
+    }
+    if round.records.len() == ROUND_MAX {
+        // There may be more that nothing would wake us for.
+        cx.waker().wake_by_ref();
+    }
+    round
+}
+
+impl Round<'_> {
+    fn is_empty(&self) -> bool {
+        self.acknowledgements.is_empty()
+            && self.reports.is_empty()
+            && self.restored.is_empty()
+            && self.learned.is_empty()
+            && self.records.is_empty()
+            && self.errors.is_empty()
+            && self.change.is_none()
+            && !self.tick
+            && !self.cancelled
+    }
+}
+
+impl Shard {
+    fn new(
+        options: Options,
+        transport: Transport,
+        member: Arc<Member>,
+        deliveries: Arc<Deliveries>,
+    ) -> (Self, Channels) {
+        let Options { config, partitions, codec, publisher, control, health, metrics, .. } = options;
+        let (reports, reports_in) = mpsc::channel(config.processor.calls_max.max(1));
+        let (learned, learned_in) = mpsc::channel(partitions.max(1) as usize);
+        let (restored, restored_in) = mpsc::channel(partitions.max(1) as usize);
+        let counters = ProcessorMetrics::register(&metrics);
+        let name = |topic| kafka::topic_name(&config.kafka, topic);
+        let shell = Shell {
+            calls: Arc::new(Calls::new(transport, &config, codec.clone(), publisher.clone())),
+            codec: codec.clone(),
+            publisher: publisher.clone(),
+            control,
+            deliveries,
+            reports,
+            learned,
+            tasks: JoinSet::new(),
+            topics: Topics {
+                requests: name(Topic::Requests),
+                journal: name(Topic::Journal),
+                responses: name(Topic::Responses),
+                dead_letters: name(Topic::DeadLetters),
+            },
+            bounds: Bounds {
+                partitions,
+                body_bytes_max: config.processor.body_bytes_max,
+                timeout: millis(config.processor.timeout_ms),
+                timeout_max: millis(config.processor.timeout_max_ms),
+            },
+            dead_letter_bytes_max: config.processor.dead_letter_bytes_max,
+            load: Load::new(
+                config.processor.calls_max,
+                config.processor.organization_share_percent,
+                counters.open.clone(),
+            ),
+            metrics: counters,
+        };
+        let restore = Restore { kafka: config.kafka.clone(), codec, publisher, owner: config.instance.clone() };
+        let shard = Self {
+            member,
+            shell,
+            health,
+            restore,
+            restored,
+            restores: JoinSet::new(),
+            owners: BTreeMap::new(),
+            epochs: HashMap::new(),
+            next_epoch: 1,
+            mine: Vec::new(),
+            restoring: Vec::new(),
+            assigned: Vec::new(),
+            paused: Vec::new(),
+            revocation: None,
+            stopping: None,
+            offsets_due: Instant::now(),
+            config,
+        };
+        (shard, Channels { reports: reports_in, learned: learned_in, restored: restored_in })
+    }
+
+    /// One round: acknowledgements first, since they free what the rest waits for.
+    fn take(&mut self, round: Round<'_>) -> Result<(), Error> {
+        for Delivery { tag, outcome } in round.acknowledgements {
+            self.acknowledged(tag, outcome);
+        }
+        for report in round.reports {
+            let organization = report.key.organization.as_str();
+            let partition = partition_of(organization, self.shell.bounds.partitions);
+            self.with_owner(partition, |owner, shell| owner.reported(shell, report));
+        }
+        for (id, epoch, outcome) in round.learned {
+            if let Some(partition) = self.epochs.get(&epoch).copied() {
+                self.with_owner(partition, |owner, shell| owner.learned(shell, id, &outcome));
+            }
+        }
+        for message in &round.records {
+            let received = Received::of(message);
+            let record =
+                Record { offset: received.offset, at: received.at, key: received.key, payload: received.payload };
+            self.with_owner(received.partition, |owner, shell| owner.take(shell, record));
+        }
+        for error in round.errors {
+            self.member.check(error)?;
+        }
+        for (partition, restored) in round.restored {
+            self.restored(partition, restored)?;
+        }
+        if let Some(change) = round.change {
+            self.rebalanced(change);
+        }
+        if round.cancelled {
+            tracing::info!(open = self.owners.len(), "processor stops: finishing what is under way");
+            self.stopping = Some(Instant::now() + millis(self.config.processor.drain_ms));
+            self.owners.values_mut().for_each(|owner| owner.draining = true);
+        }
+        if round.tick {
+            self.tick()?;
+        }
+        while self.shell.tasks.try_join_next().is_some() {}
+        while self.restores.try_join_next().is_some() {}
+        self.finish_revocation()
+    }
+
+    fn acknowledged(&mut self, tag: u64, outcome: Result<i64, KafkaError>) {
+        let (epoch, kind) = Tag::of(tag);
+        if let (Tag::Answer, Err(error)) = (kind, &outcome) {
+            tracing::error!(%error, "a terminal frame was not acknowledged; its settlement stands in the journal");
+            return;
+        }
+        let Some(partition) = self.epochs.get(&epoch).copied() else { return };
+        match kind {
+            Tag::Commit => self.with_owner(partition, |owner, shell| owner.acknowledged(shell, outcome)),
+            Tag::Disposal => self.with_owner(partition, |owner, shell| owner.disposed(shell, outcome)),
+            Tag::Answer => {}
+        }
+    }
+
+    /// Runs a step of an owner; one that fails loses its tenure and is restored.
+    fn with_owner(&mut self, partition: i32, step: impl FnOnce(&mut Owner, &mut Shell) -> Result<(), Lost>) {
+        let Some(owner) = self.owners.get_mut(&partition) else { return };
+        if let Err(lost) = step(owner, &mut self.shell) {
+            tracing::warn!(kafka.partition = partition, tenure = owner.tenure, %lost, "tenure ended; restoring");
+            self.shell.metrics.tenures_lost.inc();
+            self.close(partition);
+            self.give_away(&[partition]);
+            if self.mine.contains(&partition) && self.stopping.is_none() {
+                self.begin_restore(partition, Duration::ZERO);
+            }
+        }
+    }
+
+    fn close(&mut self, partition: i32) {
+        if let Some(owner) = self.owners.remove(&partition) {
+            self.epochs.remove(&owner.epoch);
+            owner.abandon(&mut self.shell);
+        }
+        self.shell.metrics.partitions.set(self.owners.len() as i64);
+    }
+
+    fn rebalanced(&mut self, change: Change) {
+        match change {
+            Change::Assigned(partitions) => {
+                tracing::info!(?partitions, "partitions assigned");
+                for partition in &partitions {
+                    if !self.mine.contains(partition) {
+                        self.mine.push(*partition);
+                    }
+                    if self.stopping.is_none() {
+                        self.begin_restore(*partition, Duration::ZERO);
+                    }
+                }
+                if partitions.is_empty() {
+                    // An empty share of the group is an assignment too, and has to be answered.
+                    self.member.assign(&[]);
+                    self.health.ready(COMPONENT);
+                }
+            }
+            Change::Revoked(partitions) => {
+                tracing::info!(?partitions, "partitions revoked");
+                self.mine.retain(|partition| !partitions.contains(partition));
+                self.restoring.retain(|partition| !partitions.contains(partition));
+                for partition in &partitions {
+                    if let Some(owner) = self.owners.get_mut(partition) {
+                        owner.draining = true;
+                    }
+                }
+                let until = Instant::now() + millis(self.config.processor.drain_ms);
+                let (mut all, _) = self.revocation.take().unwrap_or((Vec::new(), until));
+                all.extend(partitions);
+                self.revocation = Some((all, until));
+            }
+        }
+    }
+
+    fn begin_restore(&mut self, partition: i32, wait: Duration) {
+        if !self.restoring.contains(&partition) {
+            self.restoring.push(partition);
+        }
+        self.health.missing(COMPONENT, format!("restoring {} partitions", self.restoring.len()));
+        let (restore, restored, control) = (self.restore.clone(), self.restored.clone(), self.shell.control.clone());
+        let handle = tokio::runtime::Handle::current();
+        self.restores.spawn(async move {
+            tokio::time::sleep(wait).await;
+            let taken = tokio::task::spawn_blocking(move || restore.take_over(partition, &handle)).await;
+            let Ok(taken) = taken else { return };
+            if let Ok(tenure) = &taken {
+                control.reached(tenure.state.control_offset.unwrap_or(-1)).await;
+            }
+            let _ = restored.send((partition, taken)).await;
+        });
+    }
+
+    fn restored(&mut self, partition: i32, restored: Result<Tenure, restore::Error>) -> Result<(), Error> {
+        if !self.restoring.contains(&partition) {
+            return Ok(());
+        }
+        match restored {
+            Ok(tenure) => {
+                self.restoring.retain(|waiting| *waiting != partition);
+                let epoch = self.next_epoch;
+                self.next_epoch += 1;
+                tracing::info!(kafka.partition = partition, tenure = tenure.id, "partition taken over");
+                match Owner::begin(tenure, epoch, &mut self.shell) {
+                    Ok(owner) => {
+                        self.epochs.insert(epoch, partition);
+                        let position = Position { partition, offset: owner.resume_offset(), note: String::new() };
+                        self.owners.insert(partition, owner);
+                        self.assigned.push(partition);
+                        self.member.assign(&[position]);
+                    }
+                    Err(lost) => {
+                        tracing::warn!(kafka.partition = partition, %lost, "tenure could not begin; restoring");
+                        self.begin_restore(partition, RESTORE_RETRY);
+                    }
+                }
+            }
+            Err(error) if error.is_final() => {
+                tracing::error!(kafka.partition = partition, %error, "partition stays closed");
+                self.restoring.retain(|waiting| *waiting != partition);
+                self.health.missing(COMPONENT, error.to_string());
+                return Ok(());
+            }
+            Err(error) => {
+                tracing::warn!(kafka.partition = partition, %error, "restore failed; trying again");
+                self.begin_restore(partition, RESTORE_RETRY);
+            }
+        }
+        self.shell.metrics.partitions.set(self.owners.len() as i64);
+        match self.restoring.is_empty() && self.owners.len() == self.mine.len() {
+            true => self.health.ready(COMPONENT),
+            false => self.health.missing(COMPONENT, format!("restoring {} partitions", self.restoring.len())),
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self) -> Result<(), Error> {
+        let partitions: Vec<i32> = self.owners.keys().copied().collect();
+        for partition in partitions {
+            self.with_owner(partition, |owner, shell| owner.retry(shell));
+            let congested = self.owners.get(&partition).is_some_and(Owner::is_congested);
+            match (congested, self.paused.contains(&partition)) {
+                (true, false) => {
+                    self.member.pause(partition);
+                    self.paused.push(partition);
+                }
+                (false, true) => {
+                    self.member.resume(partition);
+                    self.paused.retain(|paused| *paused != partition);
+                }
+                _ => {}
+            }
+        }
+        if let Some(fatal) = self.shell.publisher.fatal_error() {
+            return Err(Error::Producer(fatal));
+        }
+        if self.offsets_due <= Instant::now() {
+            self.offsets_due = Instant::now() + millis(self.config.processor.offset_commit_ms);
+            self.commit_offsets();
+        }
+        Ok(())
+    }
+
+    /// The journal is the authority; the group's offsets are for lag, and the next commit repeats what failed.
+    fn commit_offsets(&mut self) {
+        let positions = self.positions();
+        self.member.commit(&positions);
+    }
+
+    fn positions(&mut self) -> Vec<Position> {
+        let next = |(partition, owner): (&i32, &mut Owner)| {
+            let offset = owner.offset_to_commit()?;
+            Some(Position { partition: *partition, offset: Some(offset), note: String::new() })
+        };
+        self.owners.iter_mut().filter_map(next).collect()
+    }
+
+    /// Gives revoked partitions away once nothing is under way on them, or when the bound has passed.
+    fn finish_revocation(&mut self) -> Result<(), Error> {
+        let Some((partitions, until)) = self.revocation.take() else { return Ok(()) };
+        let idle = partitions.iter().all(|p| self.owners.get(p).is_none_or(Owner::is_idle));
+        if !idle && Instant::now() < until {
+            self.revocation = Some((partitions, until));
+            return Ok(());
+        }
+        self.commit_offsets();
+        for partition in &partitions {
+            self.close(*partition);
+        }
+        self.paused.retain(|partition| !partitions.contains(partition));
+        self.give_away(&partitions);
+        Ok(())
+    }
+
+    fn give_away(&mut self, partitions: &[i32]) {
+        let had: Vec<i32> = partitions.iter().copied().filter(|p| self.assigned.contains(p)).collect();
+        self.assigned.retain(|partition| !had.contains(partition));
+        self.member.unassign(&had);
+    }
+
+    fn is_done(&self) -> bool {
+        match self.stopping {
+            Some(until) => self.owners.values().all(Owner::is_idle) || Instant::now() >= until,
+            None => false,
+        }
+    }
+
+    /// Ends what is left, and gives the last offsets.
+    fn leave(mut self) -> Vec<Position> {
+        let positions = self.positions();
+        for partition in self.owners.keys().copied().collect::<Vec<_>>() {
+            self.close(partition);
+        }
+        self.health.forget(COMPONENT);
+        positions
+    }
+}

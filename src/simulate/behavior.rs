@@ -1,0 +1,237 @@
+//! How the simulator behaves: its pace and its faults.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::text::Random;
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error(
+        "unknown fault {0:?}; give status=CODE, cut, stall, garbage, error or truncate, the last five also as KIND-after=N"
+    )]
+    Fault(String),
+    #[error("{0:?} is no share; give a number from 0 to 100 and a percent sign, such as status=503:10%")]
+    Share(String),
+}
+
+/// Everything that can be changed while the simulator runs. What is `None` is the model's own default.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Behavior {
+    /// Time to the first token.
+    pub ttft_ms: Option<u64>,
+    /// Pace of the tokens after it; 0 is as fast as possible.
+    pub tokens_per_second: Option<u32>,
+    /// How far the time between tokens strays, at the most.
+    pub jitter_percent: Option<u8>,
+    /// Tokens of every answer, before `max_tokens` and `stop`; default: by the prompt, 24 to 96.
+    pub output_tokens: Option<usize>,
+    /// Tried in order; the first whose share the request falls in happens.
+    pub faults: Vec<FaultRule>,
+}
+
+/// The pace of one answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    pub ttft: Duration,
+    pub between_tokens: Duration,
+    pub jitter_percent: u8,
+}
+
+impl Behavior {
+    /// As fast as possible, without a fault.
+    pub fn instant() -> Self {
+        Self { ttft_ms: Some(0), tokens_per_second: Some(0), jitter_percent: Some(0), ..Self::default() }
+    }
+
+    pub fn pace(&self, model: &str) -> Pace {
+        let (ttft_ms, tokens_per_second) = default_pace(model);
+        let tokens_per_second = self.tokens_per_second.unwrap_or(tokens_per_second);
+        let second = Duration::from_secs(1);
+        Pace {
+            ttft: Duration::from_millis(self.ttft_ms.unwrap_or(ttft_ms)),
+            between_tokens: second.checked_div(tokens_per_second).unwrap_or_default(),
+            jitter_percent: self.jitter_percent.unwrap_or(10).min(100),
+        }
+    }
+
+    /// The fault that the request with this number has, the same for the same seed.
+    pub fn fault(&self, seed: u64, request: u64) -> Option<Fault> {
+        let mut random = Random::new(seed ^ request.wrapping_mul(0x2545_f491_4f6c_dd1d));
+        self.faults.iter().find(|rule| random.below(MILLION) < u64::from(rule.per_million)).map(|rule| rule.fault)
+    }
+}
+
+/// Milliseconds to the first token and tokens per second: small models are quick, large ones are not. The figures are of the
+/// size that such models show, not measurements.
+fn default_pace(model: &str) -> (u64, u32) {
+    let has = |names: &[&str]| names.iter().any(|name| model.contains(name));
+    if has(&["llama", "flash", "haiku", "nano", "mini", "gpt-3.5"]) {
+        (150, 120)
+    } else if has(&["opus", "gpt-4-turbo"]) || model == "gpt-4" {
+        (600, 40)
+    } else {
+        (350, 75)
+    }
+}
+
+const MILLION: u64 = 1_000_000;
+
+/// Something that goes wrong on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// An error answer with this status.
+    Status(u16),
+    /// A whole answer, or a stream after some tokens (half of them by default), goes wrong.
+    Breaks { how: Break, after_tokens: Option<usize> },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Break {
+    /// The connection breaks.
+    Cut,
+    /// Nothing more comes.
+    Stall,
+    /// What comes is not JSON.
+    Garbage,
+    /// An error object comes, with status 200.
+    Error,
+    /// The stream ends in good order without a finish reason; a whole answer is cut.
+    Truncate,
+}
+
+impl Break {
+    const ALL: [(&'static str, Self); 5] = [
+        ("cut", Self::Cut),
+        ("stall", Self::Stall),
+        ("garbage", Self::Garbage),
+        ("error", Self::Error),
+        ("truncate", Self::Truncate),
+    ];
+}
+
+impl FromStr for Fault {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let unknown = || Error::Fault(text.to_owned());
+        let named = |name: &str| Break::ALL.iter().find(|(known, _)| *known == name).map(|(_, how)| *how);
+        let Some((name, value)) = text.split_once('=') else {
+            let how = named(text).ok_or_else(unknown)?;
+            return Ok(Self::Breaks { how, after_tokens: None });
+        };
+        if name == "status" {
+            let status = value.parse().ok().filter(|status| (400..=599).contains(status));
+            return status.map(Self::Status).ok_or_else(unknown);
+        }
+        let how = name.strip_suffix("-after").and_then(named).ok_or_else(unknown)?;
+        Ok(Self::Breaks { how, after_tokens: Some(value.parse().map_err(|_| unknown())?) })
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => write!(f, "status={status}"),
+            Self::Breaks { how, after_tokens } => {
+                let name = Break::ALL.iter().find(|(_, known)| known == how).map_or("", |(name, _)| name);
+                match after_tokens {
+                    Some(tokens) => write!(f, "{name}-after={tokens}"),
+                    None => f.write_str(name),
+                }
+            }
+        }
+    }
+}
+
+/// A fault and the share of requests that have it: `status=503:10%`; without a share, all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct FaultRule {
+    pub fault: Fault,
+    pub per_million: u32,
+}
+
+impl FromStr for FaultRule {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let Some((fault, share)) = text.split_once(':') else {
+            return Ok(Self { fault: text.parse()?, per_million: MILLION as u32 });
+        };
+        let percent: Option<f64> = share.strip_suffix('%').and_then(|number| number.trim().parse().ok());
+        let percent = percent.filter(|percent| (0.0..=100.0).contains(percent));
+        let percent = percent.ok_or_else(|| Error::Share(share.to_owned()))?;
+        Ok(Self { fault: fault.parse()?, per_million: (percent * 10_000.0).round() as u32 })
+    }
+}
+
+impl fmt::Display for FaultRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}%", self.fault, f64::from(self.per_million) / 10_000.0)
+    }
+}
+
+impl TryFrom<String> for FaultRule {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self, Error> {
+        text.parse()
+    }
+}
+
+impl From<FaultRule> for String {
+    fn from(rule: FaultRule) -> Self {
+        rule.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_written_as_they_are_read() {
+        for text in ["status=503:10%", "cut:0.5%", "cut-after=3:100%", "stall:1%", "garbage-after=0:100%", "error:7%"] {
+            assert_eq!(text.parse::<FaultRule>().unwrap().to_string(), text);
+        }
+        assert_eq!("truncate".parse::<FaultRule>().unwrap().to_string(), "truncate:100%");
+    }
+
+    #[test]
+    fn a_fault_that_is_none_is_refused_by_name() {
+        for text in
+            ["", "status", "status=200", "status=x", "cut=3", "cut-after", "cut-after=-1", "fire", "status-after=3"]
+        {
+            assert_eq!(text.parse::<Fault>().unwrap_err(), Error::Fault(text.to_owned()));
+        }
+        for share in ["10", "x%", "101%", "-1%", "NaN%"] {
+            assert_eq!(format!("cut:{share}").parse::<FaultRule>().unwrap_err(), Error::Share(share.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_share_of_requests_has_a_fault_and_the_same_ones_each_time() {
+        let faults = vec!["status=503:10%".parse().unwrap(), "cut:50%".parse().unwrap()];
+        let behavior = Behavior { faults, ..Behavior::default() };
+        let drawn = |seed| (0..10_000).map(|n| behavior.fault(seed, n)).collect::<Vec<_>>();
+        assert_eq!(drawn(7), drawn(7));
+        let share = |fault| drawn(7).into_iter().filter(|drawn| *drawn == fault).count();
+        assert!((900..1_100).contains(&share(Some(Fault::Status(503)))));
+        assert!((4_300..4_700).contains(&share(Some("cut".parse().unwrap()))));
+    }
+
+    #[test]
+    fn what_is_not_set_is_the_models_own() {
+        let behavior: Behavior = serde_json::from_str(r#"{"ttft_ms":5}"#).unwrap();
+        let (small, large) = (behavior.pace("llama-3.2-3b-instruct"), behavior.pace("claude-opus-4-6"));
+        assert_eq!((small.ttft, large.ttft), (Duration::from_millis(5), Duration::from_millis(5)));
+        assert!(small.between_tokens < large.between_tokens);
+        assert_eq!(Behavior::instant().pace("gpt-4").between_tokens, Duration::ZERO);
+        assert!(serde_json::from_str::<Behavior>(r#"{"ttft":5}"#).is_err());
+    }
+}

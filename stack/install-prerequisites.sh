@@ -1,0 +1,66 @@
+#!/bin/sh
+# Installs what Tollstream's laptop engines, its build and its tests need, and only what is missing. As root on Debian or Ubuntu it
+# installs; otherwise it prints the line that would and fails. `make up` runs it first.
+set -eu
+
+packages=""
+need() { # need COMMAND PACKAGE...: the packages are wanted if the command is not there
+    command=$1
+    shift
+    command -v "$command" >/dev/null 2>&1 || packages="$packages $*"
+}
+
+java_is_new_enough() {
+    command -v java >/dev/null 2>&1 || return 1
+    version=$(java -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -n 1)
+    [ "${version:-0}" -ge 17 ]
+}
+
+java_package() { # Debian 13 and later have no Java 17; their default is newer
+    # shellcheck disable=SC1091
+    id=$(. /etc/os-release && echo "${ID:-}") version=$(. /etc/os-release && echo "${VERSION_ID:-0}")
+    if [ "$id" = debian ] && [ "${version%%.*}" -ge 13 ]; then
+        echo default-jre-headless
+    else
+        echo openjdk-17-jre-headless
+    fi
+}
+
+if [ -r /etc/os-release ]; then
+    java_is_new_enough || packages="$packages $(java_package)"
+else
+    java_is_new_enough || packages="$packages openjdk-17-jre-headless"
+fi
+need mvn maven
+need node nodejs
+need npm npm
+need cc gcc libc6-dev
+need c++ g++
+need make make
+need setpriv util-linux
+need tar tar
+need gzip gzip
+need curl curl
+need python3 python3
+[ -e /etc/ssl/certs/ca-certificates.crt ] || packages="$packages ca-certificates"
+# Debian ships the venv module without what it needs to make an environment.
+if ! command -v python3 >/dev/null 2>&1 || ! python3 -c 'import ensurepip' >/dev/null 2>&1; then
+    packages="$packages python3-venv"
+fi
+
+[ -n "$packages" ] || exit 0
+
+line="apt-get update && apt-get install -y --no-install-recommends$packages"
+if ! command -v apt-get >/dev/null 2>&1; then
+    echo "missing:$packages (as Debian names them); install them with this system's package manager" >&2
+    exit 1
+fi
+if [ "$(id -u)" -ne 0 ]; then
+    echo "missing:$packages; install with: sudo sh -c '$line'" >&2
+    exit 1
+fi
+echo "installing:$packages" >&2
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -q
+# shellcheck disable=SC2086
+apt-get install -y -q --no-install-recommends $packages
