@@ -21,7 +21,7 @@ use tollstream::records::{Outcome, Topic};
 use tollstream::sink::migrations;
 
 use journal::{Owners, Posting, commit, ended, organization_of, taken};
-use world::{PARTITIONS, World, until};
+use world::{Engines, OwnEngines, PARTITIONS, World, until};
 
 #[derive(Debug, Row, Deserialize)]
 struct PostingRow {
@@ -99,24 +99,25 @@ async fn only_effective_commits_become_rows() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clickhouse_stopped_and_killed_under_load_loses_and_doubles_nothing() {
-    let mut world = World::new().await;
+    let engines = OwnEngines::start().await;
+    let mut world = World::on(&engines.addresses()).await;
     let mut owners = Owners::take(&world).await;
     let (projection, sink) = (world.start_projection().await, world.start_sink().await);
     owners.requests(&world, 200).await;
     until("some rows are written", async || sink.counter("tollstream_sink_rows") > 0).await;
 
     // Hangs for longer than the sink waits: what it sent may be written or not, and is sent again.
-    world.signal_clickhouse(Signal::STOP);
+    engines.signal_clickhouse(Signal::STOP);
     let mut failures = 0;
     while failures == 0 {
         owners.requests(&world, 50).await;
         failures = sink.counter("tollstream_sink_insert_failures");
     }
     assert!(sink.why_not_ready().contains("within 2000 ms"), "{}", sink.why_not_ready());
-    world.signal_clickhouse(Signal::CONT);
+    engines.signal_clickhouse(Signal::CONT);
     sink.ready().await;
 
-    world.signal_clickhouse(Signal::KILL);
+    engines.signal_clickhouse(Signal::KILL);
     let before = failures;
     while failures == before {
         owners.requests(&world, 50).await;
@@ -127,6 +128,7 @@ async fn clickhouse_stopped_and_killed_under_load_loses_and_doubles_nothing() {
     sink.ready().await;
     projection.stop().await;
     sink.stop().await;
+    engines.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -381,7 +383,7 @@ fn encoded(world: &World, entry: Entry) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn migrations_are_applied_once_and_never_changed_afterwards() {
-    let world = World::without_tables().await;
+    let world = World::without_tables(&Engines::shared()).await;
     let names = |list: &[migrations::Migration]| list.iter().map(|m| m.name).collect::<Vec<_>>();
     let all = names(migrations::migrations());
     assert_eq!(names(&migrations::pending(&world.clickhouse).await.unwrap()), all);

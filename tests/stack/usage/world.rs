@@ -10,7 +10,6 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{Message as _, Offset, TopicPartitionList};
-use serde::Deserialize;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tollstream::codec::{Codec, Registry};
@@ -22,6 +21,8 @@ use tollstream::telemetry::Metrics;
 use tollstream::telemetry::health::Health;
 use tollstream::{projection, sink};
 
+use crate::stack::fixture::stack;
+
 /// Partitions of every topic.
 pub const PARTITIONS: i32 = 4;
 /// The longest that anything here is waited for.
@@ -29,8 +30,8 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 /// How often something is looked at that is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 
-/// Where the engines are: the environment variable `TOLLSTREAM_TEST_STACK`, in JSON.
-#[derive(Debug, Clone, Deserialize)]
+/// Where the engines are.
+#[derive(Debug, Clone)]
 pub struct Engines {
     pub kafka: String,
     pub registry: String,
@@ -38,9 +39,45 @@ pub struct Engines {
 }
 
 impl Engines {
-    pub fn find() -> Self {
-        let text = std::env::var("TOLLSTREAM_TEST_STACK").expect("TOLLSTREAM_TEST_STACK says where the engines are");
-        serde_json::from_str(&text).expect("TOLLSTREAM_TEST_STACK has kafka, registry and clickhouse")
+    /// Those of the whole run, which nobody may disturb.
+    pub fn shared() -> Self {
+        let shared = &stack().description;
+        let (kafka, registry, clickhouse) = (&shared.kafka, &shared.registry, &shared.clickhouse);
+        Self { kafka: kafka.clone(), registry: registry.clone(), clickhouse: clickhouse.clone() }
+    }
+}
+
+/// Engines of one test's own, to do harm to. ClickHouse is started again when it dies.
+pub struct OwnEngines {
+    running: tollstream::stack::Running,
+    _data: tempfile::TempDir,
+}
+
+impl OwnEngines {
+    pub async fn start() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let mut options = tollstream::stack::Options::new(data.path()).unwrap();
+        options.ports = tollstream::stack::Ports::free().unwrap();
+        let running = tollstream::stack::up(options, &tollstream::stack::Progress::Quiet).await.unwrap();
+        Self { running, _data: data }
+    }
+
+    pub fn addresses(&self) -> Engines {
+        let own = &self.running.addresses;
+        Engines { kafka: own.kafka.clone(), registry: own.registry.clone(), clickhouse: own.clickhouse.clone() }
+    }
+
+    /// Sends a signal to the ClickHouse server.
+    pub fn signal_clickhouse(&self, signal: rustix::process::Signal) {
+        let engines = self.running.engines();
+        let server = engines.iter().find(|status| status.engine == tollstream::stack::Engine::ClickHouse).unwrap();
+        let pid = server.process.expect("ClickHouse runs").pid;
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    pub async fn stop(self) {
+        self.running.stop().await.unwrap();
     }
 }
 
@@ -64,14 +101,17 @@ pub struct Role {
 
 impl World {
     pub async fn new() -> Self {
-        let world = Self::without_tables().await;
+        Self::on(&Engines::shared()).await
+    }
+
+    pub async fn on(engines: &Engines) -> Self {
+        let world = Self::without_tables(engines).await;
         until("the tables are made", async || sink::migrations::apply(&world.clickhouse).await.is_ok()).await;
         world
     }
 
-    pub async fn without_tables() -> Self {
-        tollstream::telemetry::log(false, "warn,tollstream=info");
-        let engines = Engines::find();
+    pub async fn without_tables(engines: &Engines) -> Self {
+        tollstream::tls::install_provider();
         let name = format!("test{}", &uuid::Uuid::now_v7().simple().to_string()[8..]);
         let kafka = config::Kafka {
             brokers: engines.kafka.clone(),
@@ -200,13 +240,6 @@ impl World {
         }
         records
     }
-
-    /// Sends a signal to the ClickHouse server.
-    pub fn signal_clickhouse(&self, signal: rustix::process::Signal) {
-        let port = self.clickhouse.url.rsplit(':').next().unwrap().parse().unwrap();
-        let pid = listener(port).expect("ClickHouse runs on this machine");
-        rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
-    }
 }
 
 impl Role {
@@ -267,20 +300,4 @@ async fn create_topics(kafka: &config::Kafka) {
     for created in admin.create_topics(&topics, &options).await.unwrap() {
         created.unwrap();
     }
-}
-
-/// The process that listens on a port of this machine, as /proc has it.
-fn listener(port: u16) -> Option<i32> {
-    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
-    let fields = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-    // local address, state 0A (listening), inode
-    let inode = fields
-        .filter(|fields| fields[3] == "0A")
-        .find(|fields| fields[1].ends_with(&format!(":{port:04X}")))
-        .map(|fields| format!("socket:[{}]", fields[9]))?;
-    std::fs::read_dir("/proc").ok()?.flatten().find_map(|process| {
-        let pid = process.file_name().to_str()?.parse().ok()?;
-        let mut files = std::fs::read_dir(process.path().join("fd")).ok()?.flatten();
-        files.any(|file| std::fs::read_link(file.path()).is_ok_and(|to| to.to_str() == Some(&inode))).then_some(pid)
-    })
 }
