@@ -5,3 +5,4 @@ pub mod fixture;
 mod compose;
 mod end_to_end;
 mod engines;
+mod usage;
