@@ -4,6 +4,9 @@
 //! released schema can be read so is proven by the evolution tests. This module never registers a schema:
 //! `tollstream topology apply` does. The registry is only asked for ids that were not seen before.
 
+#[cfg(test)]
+mod evolution;
+pub mod generic;
 mod registry;
 
 use std::collections::HashMap;

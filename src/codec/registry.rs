@@ -14,6 +14,9 @@ use crate::records::Topic;
 
 /// How long one call of the registry may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often, and how far apart, a schema is offered that somebody else is registering, too.
+const REGISTER_ATTEMPTS: u32 = 10;
+const REGISTER_INTERVAL: Duration = Duration::from_millis(100);
 const CONTENT_TYPE: &str = "application/vnd.schemaregistry.v1+json";
 
 /// A schema registry with Confluent's API.
@@ -53,8 +56,12 @@ impl Registry {
 
     /// The id under which the schema that we write for `topic` is registered.
     pub async fn id_of(&self, topic: Topic) -> Result<u32, Error> {
-        let subject = self.subject(topic);
-        let body = serde_json::json!({ "schema": topic.schema() }).to_string();
+        self.id_of_text(&self.subject(topic), topic.schema()).await
+    }
+
+    async fn id_of_text(&self, subject: &str, schema: &str) -> Result<u32, Error> {
+        let subject = subject.to_owned();
+        let body = serde_json::json!({ "schema": schema }).to_string();
         match perform_sr_call(&self.settings, SrCall::PostForVersion(&subject, &body)).await {
             Ok(found) => found.id.ok_or(Error::NotRegistered { subject }),
             Err(e) if not_found(&e) => Err(Error::NotRegistered { subject }),
@@ -76,14 +83,25 @@ impl Registry {
     /// [`Error::Incompatible`] when the subject's compatibility does not allow it.
     pub async fn register_text(&self, subject: &str, schema: &str) -> Result<u32, Error> {
         let body = serde_json::json!({ "schema": schema }).to_string();
-        let subject = subject.to_owned();
-        match perform_sr_call(&self.settings, SrCall::PostNew(&subject, &body)).await {
-            Ok(registered) => registered.id.ok_or(Error::NotRegistered { subject }),
-            Err(e) if e.error.contains("status 409") => {
-                let detail = e.cause.unwrap_or(e.error);
-                Err(Error::Incompatible { subject, detail })
+        let mut attempt = 1;
+        loop {
+            let subject = subject.to_owned();
+            match perform_sr_call(&self.settings, SrCall::PostNew(&subject, &body)).await {
+                Ok(registered) => return registered.id.ok_or(Error::NotRegistered { subject }),
+                // Some registries also answer so when somebody else registers at the same moment.
+                Err(e) if e.error.contains("status 409") => {
+                    if let Ok(id) = self.id_of_text(&subject, schema).await {
+                        return Ok(id);
+                    }
+                    let detail = e.cause.unwrap_or(e.error);
+                    if attempt == REGISTER_ATTEMPTS || !detail.contains("already exists") {
+                        return Err(Error::Incompatible { subject, detail });
+                    }
+                }
+                Err(e) => return Err(self.failed(&e)),
             }
-            Err(e) => Err(self.failed(&e)),
+            attempt += 1;
+            tokio::time::sleep(REGISTER_INTERVAL).await;
         }
     }
 

@@ -145,10 +145,14 @@ pub struct Features {
     pub tools: u32,
     #[serde(default)]
     pub images: u32,
-    #[serde(default)]
+    #[serde(default = "one")]
     pub choices: u32,
     #[serde(default)]
     pub output_cap: Option<u64>,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// Terminal of a request that was never admitted; costs nothing.
