@@ -2,7 +2,8 @@
 --
 -- (journal_partition, journal_offset, journal_index) is a posting's id. A posting may be inserted several times, always
 -- with the same values; rows that are equal in the whole sorting key are one posting. Merges drop repeats at some time,
--- so read through the views of the next migration, which never count one twice.
+-- so read through the views of the next migration, which never count one twice. `at` as it is (not its hour) is in the
+-- key because FINAL leaves months out, and merges each month apart, only if the partition follows from the key.
 --
 -- NULL is unknown (or does not apply), never zero. `at` is the time inside the journal's commit, `received_at` that of
 -- the request. Token classes are disjoint: input_tokens leaves out cached_input_tokens and cache_write_tokens,
@@ -59,5 +60,5 @@ CREATE TABLE IF NOT EXISTS {database}.usage
 )
 ENGINE = ReplacingMergeTree
 PARTITION BY toYYYYMM(at)
-PRIMARY KEY (organization, toStartOfHour(at))
-ORDER BY (organization, toStartOfHour(at), journal_partition, journal_offset, journal_index);
+PRIMARY KEY (organization, at)
+ORDER BY (organization, at, journal_partition, journal_offset, journal_index);

@@ -83,7 +83,7 @@ pub fn read(body: &[u8]) -> Result<Asked<'_>, Refusal> {
         "an object with a boolean include_usage is expected",
     )?;
     let messages = view.messages.ok_or(Refusal::Missing { param: "messages" })?.get();
-    if !messages.strip_prefix('[').is_some_and(|rest| !rest.trim_ascii_start().starts_with(']')) {
+    if messages.strip_prefix('[').is_none_or(|rest| rest.trim_ascii_start().starts_with(']')) {
         let problem = "an array with at least one message is expected".to_owned();
         return Err(Refusal::InvalidField { param: "messages", problem });
     }

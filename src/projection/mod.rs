@@ -167,14 +167,14 @@ impl Running {
                 freed = self.waiting.freed(member) => self.freed(member, freed),
                 _ = tick.tick() => self.tick(member),
                 item = stream.next(), if gate.polls() => {
-                    let mut next = item;
-                    for _ in 0..BURST_MAX {
-                        match next {
-                            Some(Ok(message)) => self.record(member, Received::of(&message)),
-                            Some(Err(error)) => member.check(error)?,
-                            None => break,
+                    let (mut next, mut taken) = (item, 0);
+                    while let Some(received) = next {
+                        match received {
+                            Ok(message) => self.record(member, Received::of(&message)),
+                            Err(error) => member.check(error)?,
                         }
-                        if !(gate.is_open() && self.has_room()) {
+                        taken += 1;
+                        if taken == BURST_MAX || !(gate.is_open() && self.has_room()) {
                             break;
                         }
                         next = stream.next().now_or_never().flatten();

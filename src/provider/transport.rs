@@ -19,6 +19,8 @@ use crate::runtime::clock;
 const ERROR_BYTES_MAX: usize = 64 << 10;
 /// How long a connection that nobody uses is kept.
 const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(90);
+/// Any longer time-out is this long.
+const TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -63,8 +65,8 @@ impl Transport {
             .map_err(|source| Error::Client { source })?;
         Ok(Self {
             client,
-            first_token_timeout: millis(config.first_token_timeout_ms),
-            between_tokens_timeout: millis(config.between_tokens_timeout_ms),
+            first_token_timeout: millis(config.first_token_timeout_ms).min(TIMEOUT_MAX),
+            between_tokens_timeout: millis(config.between_tokens_timeout_ms).min(TIMEOUT_MAX),
             answer_bytes_max: config.answer_bytes_max,
             event_bytes_max: config.event_bytes_max,
         })
@@ -74,7 +76,7 @@ impl Transport {
     pub async fn call(&self, call: &Call) -> Result<Answer, Failure> {
         let limits = Limits::new(call, self);
         if call.timeout.is_zero() {
-            return Err(limits.missed(FailureClass::Deadline));
+            return Err(limits.missed(Late::End));
         }
         let response = limits.within_first(call.stream, self.send(call)).await??;
         let status = response.status();
@@ -126,11 +128,19 @@ struct Limits {
     between_tokens_timeout: Duration,
 }
 
+/// What did not come in time.
+#[derive(Debug, Clone, Copy)]
+enum Late {
+    FirstToken,
+    NextToken,
+    End,
+}
+
 impl Limits {
     fn new(call: &Call, transport: &Transport) -> Self {
         let now = Instant::now();
         Self {
-            deadline: now + call.timeout,
+            deadline: now + call.timeout.min(TIMEOUT_MAX),
             first_token: now + transport.first_token_timeout,
             first_token_timeout: transport.first_token_timeout,
             between_tokens_timeout: transport.between_tokens_timeout,
@@ -139,35 +149,37 @@ impl Limits {
 
     /// Awaits what comes before the first token. A whole answer has no first token, only its deadline.
     async fn within_first<T>(&self, is_stream: bool, work: impl Future<Output = T>) -> Result<T, Failure> {
-        let (limit, class) = if is_stream && self.first_token < self.deadline {
-            (self.first_token, FailureClass::FirstTokenTimeout)
-        } else {
-            (self.deadline, FailureClass::Deadline)
+        let (limit, late) = match is_stream {
+            true => self.next(false),
+            false => (self.deadline, Late::End),
         };
-        timeout_at(limit, work).await.map_err(|_| self.missed(class))
+        timeout_at(limit, work).await.map_err(|_| self.missed(late))
     }
 
-    /// When the next bytes must be there, and what it is when they are not.
-    fn next(&self, has_content: bool) -> (Instant, FailureClass) {
-        let (limit, class) = match has_content {
+    /// When the next bytes must be there, and what is late when they are not.
+    fn next(&self, has_content: bool) -> (Instant, Late) {
+        let (limit, late) = match has_content {
             // It counts from when the caller waits, so that a slow caller is not held against the provider.
-            true => (Instant::now() + self.between_tokens_timeout, FailureClass::BetweenTokensTimeout),
-            false => (self.first_token, FailureClass::FirstTokenTimeout),
+            true => (Instant::now() + self.between_tokens_timeout, Late::NextToken),
+            false => (self.first_token, Late::FirstToken),
         };
-        if limit < self.deadline { (limit, class) } else { (self.deadline, FailureClass::Deadline) }
+        if limit < self.deadline { (limit, late) } else { (self.deadline, Late::End) }
     }
 
-    fn missed(&self, class: FailureClass) -> Failure {
-        let message = match class {
-            FailureClass::FirstTokenTimeout => {
-                format!("no content from the provider within {} ms", self.first_token_timeout.as_millis())
+    fn missed(&self, late: Late) -> Failure {
+        match late {
+            Late::FirstToken => Failure::new(
+                FailureClass::FirstTokenTimeout,
+                format!("no content from the provider within {} ms", self.first_token_timeout.as_millis()),
+            ),
+            Late::NextToken => Failure::new(
+                FailureClass::BetweenTokensTimeout,
+                format!("nothing more from the provider for {} ms", self.between_tokens_timeout.as_millis()),
+            ),
+            Late::End => {
+                Failure::new(FailureClass::Deadline, "the deadline passed before the provider's answer was complete")
             }
-            FailureClass::BetweenTokensTimeout => {
-                format!("nothing more from the provider for {} ms", self.between_tokens_timeout.as_millis())
-            }
-            _ => "the deadline passed before the provider's answer was complete".to_owned(),
-        };
-        Failure::new(class, message)
+        }
     }
 }
 
@@ -192,12 +204,12 @@ impl AnswerStream {
             if let Some(end) = self.decoder.end() {
                 return end.clone().map(|()| None);
             }
-            let (at, class) = *limit.get_or_insert_with(|| self.limits.next(self.decoder.has_content()));
+            let (at, late) = *limit.get_or_insert_with(|| self.limits.next(self.decoder.has_content()));
             match timeout_at(at, self.response.chunk()).await {
                 Ok(Ok(Some(bytes))) => self.decoder.push(&bytes),
                 Ok(Ok(None)) => self.decoder.finish(),
                 Ok(Err(_)) => self.decoder.broken(),
-                Err(_) => self.decoder.fail(self.limits.missed(class)),
+                Err(_) => self.decoder.fail(self.limits.missed(late)),
             }
         }
     }

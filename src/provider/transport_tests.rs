@@ -109,14 +109,17 @@ async fn a_stream_says_the_same_as_the_whole_answer() {
 }
 
 #[tokio::test]
-async fn one_connection_serves_one_call_after_another() {
+async fn connections_are_used_again_after_whole_answers_streams_and_refusals() {
     let server = simulator().await;
     let transport = transport(|_| {});
     for n in 0..40 {
         let fault = if n % 4 == 3 { r#","x_simulate_fault":"status=400""# } else { "" };
-        ending(&transport, &call(&server.base_url(), n % 2 == 0, fault)).await;
+        let (_, end) = ending(&transport, &call(&server.base_url(), n % 2 == 0, fault)).await;
+        assert_eq!(end.is_err(), n % 4 == 3);
     }
-    assert_eq!((server.stats().requests, server.stats().connections), (40, 1));
+    // A call may begin before the pool has the last one's connection back, so one is not certain.
+    let stats = server.stats();
+    assert!(stats.requests == 40 && stats.connections <= 4, "{stats:?}");
 }
 
 #[tokio::test]
@@ -336,7 +339,8 @@ async fn the_decision_table_of_odd_answers() {
         "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"é\"},\"finish_reason\":\"stop\"}]}\n\n".as_bytes();
     let middle = event.iter().position(|byte| *byte == 0xc3).unwrap() + 1;
     let text = |text: &str| text.as_bytes().to_vec();
-    let table: Vec<(&str, bool, Vec<Vec<u8>>, usize, Result<(), FailureClass>)> = vec![
+    type Row = (&'static str, bool, Vec<Vec<u8>>, usize, Result<(), FailureClass>);
+    let table: Vec<Row> = vec![
         (
             "split UTF-8",
             true,

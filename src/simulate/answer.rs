@@ -38,7 +38,7 @@ pub fn answer(request: &Request, seed: u64, output_tokens: Option<usize>) -> Ans
     let conversation = request.prefixes.last().map_or(0, |(hash, _)| *hash);
     let seed = seed ^ conversation ^ (request.seed as u64).rotate_left(32);
     let mut random = Random::new(seed);
-    let id = format!("chatcmpl-sim{:016x}", random.next());
+    let id = format!("chatcmpl-sim{:016x}", random.number());
     let choices = (0..request.choices).map(|_| choice(request, output_tokens, &mut random)).collect();
     Answer { id, choices }
 }
@@ -62,7 +62,7 @@ fn choice(request: &Request, output_tokens: Option<usize>, random: &mut Random) 
             text::pieces(&by_schema(schema, &request.question, random, 0).to_string())
         }
         Shape::Call { function, parameters, is_named } => {
-            let id = format!("call_{:016x}", random.next());
+            let id = format!("call_{:016x}", random.number());
             call = Some(Call { id, function: function.clone() });
             finish_reason = if *is_named { "stop" } else { "tool_calls" };
             match by_schema(parameters, &request.question, random, 0) {

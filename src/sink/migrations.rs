@@ -150,6 +150,16 @@ mod tests {
     }
 
     #[test]
+    fn the_guide_shows_every_query_as_it_is() {
+        let guide = std::fs::read_to_string("docs/analytics.md").unwrap();
+        for entry in std::fs::read_dir("schemas/clickhouse/queries").unwrap() {
+            let path = entry.unwrap().path();
+            let sql = std::fs::read_to_string(&path).unwrap();
+            assert!(guide.contains(&format!("```sql\n{sql}```")), "{}", path.display());
+        }
+    }
+
+    #[test]
     fn every_statement_can_be_repeated_and_names_the_database() {
         for migration in migrations() {
             for statement in statements(migration.sql, "somewhere") {

@@ -7,3 +7,4 @@ mod end_to_end;
 mod engines;
 mod evolution;
 mod topology;
+mod usage;

@@ -1,0 +1,36 @@
+-- What did routing save, against sending every request that was routed by a policy to one model? Its prices are the
+-- parameters, in dollars per million tokens. What failed attempts cost is on our side of the account; a request of which
+-- anything is unknown is left out of both sides, and counted.
+WITH answered AS
+(
+    SELECT
+        anyIf(u.model, u.outcome = 'completed') AS model,
+        sum(u.cost_usd) AS spent_usd,
+        sumIf(
+            (u.input_tokens * {input_usd:Decimal(38, 12)}
+                + ifNull(u.cached_input_tokens, 0) * {cached_input_usd:Decimal(38, 12)}
+                + ifNull(u.cache_write_tokens, 0) * {cache_write_usd:Decimal(38, 12)}
+                + u.output_tokens * {output_usd:Decimal(38, 12)}) / 1000000,
+            u.outcome = 'completed') AS reference_usd,
+        countIf(u.cost_usd IS NULL) + countIf(u.outcome = 'completed' AND (u.input_tokens + u.output_tokens) IS NULL)
+            AS unknown
+    FROM usage_exact AS u
+    WHERE u.organization = {organization:String}
+      AND u.origin = 'live'
+      AND u.kind = 'attempt'
+      AND u.policy IS NOT NULL
+      AND u.at >= toDateTime64({from_day:Date}, 3, 'UTC')
+      AND u.at < toDateTime64({until_day:Date}, 3, 'UTC')
+    GROUP BY u.organization, u.request_id
+    HAVING countIf(u.outcome = 'completed') > 0
+)
+SELECT
+    a.model AS answered_by,
+    countIf(a.unknown = 0) AS requests,
+    sumIf(a.spent_usd, a.unknown = 0) AS spent_usd,
+    sumIf(a.reference_usd, a.unknown = 0) AS reference_usd,
+    sumIf(a.reference_usd, a.unknown = 0) - sumIf(a.spent_usd, a.unknown = 0) AS saved_usd,
+    countIf(a.unknown > 0) AS left_out
+FROM answered AS a
+GROUP BY answered_by
+ORDER BY saved_usd DESC, answered_by

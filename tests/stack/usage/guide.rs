@@ -1,0 +1,178 @@
+//! `docs/analytics.md` on a day that was made up: its queries run, and give what it says.
+
+use tollstream::domain::{
+    DeploymentId, KeyId, ModelName, OrganizationId, PicoUsd, PolicyName, Price, RequestId, Timestamp, TokenUsage,
+    UserId,
+};
+use tollstream::records::usage::{PostingKind, UsageRecord};
+use tollstream::records::{Origin, Outcome, Topic, UsageSource};
+
+use super::world::{World, until};
+
+/// 2026-11-22T08:00:00Z.
+const MORNING: i64 = 1_795_334_400_000;
+
+/// Model, where it runs, who runs it, tier, dollars per million tokens in and out.
+const MODELS: [(&str, &str, &str, u8, &str, &str); 3] = [
+    ("claude-haiku-4-5", "anthropic-claude-haiku-4-5", "anthropic", 2, "1", "5"),
+    ("claude-sonnet-4-6", "anthropic-claude-sonnet-4-6", "anthropic", 3, "3", "15"),
+    ("claude-opus-4-6", "anthropic-claude-opus-4-6", "anthropic", 4, "5", "25"),
+];
+
+fn posting(number: u64, kind: PostingKind, user: &str, key: &str) -> UsageRecord {
+    let received_at = Timestamp::from_millis(MORNING + (number as i64) * 60_000);
+    UsageRecord {
+        journal_partition: 0,
+        journal_offset: number as i64,
+        journal_index: 0,
+        kind,
+        at: Timestamp::from_millis(received_at.as_millis() + 900),
+        received_at,
+        organization: OrganizationId::parse("acme").unwrap(),
+        request_id: RequestId::parse(&format!("request-{number}")).unwrap(),
+        attempt: 0,
+        lane: 0,
+        key_id: Some(KeyId::parse(key).unwrap()),
+        user: Some(UserId::parse(user).unwrap()),
+        user_tier: None,
+        tags: [("team".to_owned(), "support".to_owned())].into(),
+        conversation_id: None,
+        origin: Origin::Live,
+        traceparent: None,
+        stream: true,
+        requested_model: Some(ModelName::parse("auto").unwrap()),
+        model: None,
+        deployment: None,
+        provider: None,
+        tier: None,
+        policy: Some(PolicyName::parse("auto").unwrap()),
+        policy_version: Some(9),
+        arm: None,
+        control_offset: 31,
+        price_version: None,
+        price_simulated: false,
+        simulated: false,
+        usage: TokenUsage::NOTHING,
+        usage_source: UsageSource::None,
+        cost_pico_usd: Some(PicoUsd::ZERO),
+        outcome: Outcome::Refused,
+        request_outcome: Some(Outcome::Refused),
+        status: Some(429),
+        error_code: Some("rate_limited".into()),
+        upstream_status: None,
+        finish_reason: None,
+        content_frames: 0,
+        time_to_first_token_ms: None,
+        duration_ms: None,
+        request_duration_ms: Some(900),
+    }
+}
+
+fn attempt(number: u64, attempt: u32, model: usize, outcome: Outcome) -> UsageRecord {
+    let (user, key) = [("ada", "key-web"), ("grace", "key-web"), ("linus", "key-batch")][(number % 3) as usize];
+    let (name, deployment, provider, tier, input, output) = MODELS[model];
+    let usage = TokenUsage {
+        input: Some(400 + 37 * number),
+        cached_input: Some(0),
+        cache_write: Some(0),
+        output: Some(120 + 11 * number),
+        reasoning: Some(0),
+    };
+    let [input, output] = [input, output].map(|price| PicoUsd::per_token_from_usd_per_million(price).unwrap());
+    let price = Price { input, cached_input: None, cache_write: None, output };
+    let answered = outcome == Outcome::Completed;
+    UsageRecord {
+        journal_index: attempt as i32,
+        attempt,
+        model: Some(ModelName::parse(name).unwrap()),
+        deployment: Some(DeploymentId::parse(deployment).unwrap()),
+        provider: Some(provider.into()),
+        tier: Some(tier),
+        price_version: Some(7),
+        usage: if answered { usage } else { TokenUsage::NOTHING },
+        usage_source: if answered { UsageSource::Reported } else { UsageSource::None },
+        cost_pico_usd: if answered { price.cost(&usage) } else { Some(PicoUsd::ZERO) },
+        outcome,
+        request_outcome: answered.then_some(Outcome::Completed),
+        status: answered.then_some(200),
+        error_code: (!answered).then(|| "upstream_overloaded".into()),
+        upstream_status: Some(if answered { 200 } else { 529 }),
+        finish_reason: answered.then(|| "stop".into()),
+        content_frames: u32::from(answered) * 9,
+        time_to_first_token_ms: answered.then_some(180 + 40 * model as u64 + 3 * number),
+        duration_ms: Some(900),
+        request_duration_ms: answered.then_some(900),
+        ..posting(number, PostingKind::Attempt, user, key)
+    }
+}
+
+/// A day of `acme`: three users, two keys, three models, some errors, one refusal, one answer of unknown cost.
+fn a_day() -> Vec<UsageRecord> {
+    let mut day = Vec::new();
+    for number in 0..24 {
+        let model = [0, 0, 0, 1, 0, 1, 0, 2][(number % 8) as usize];
+        match number {
+            5 | 13 => {
+                day.push(attempt(number, 1, model, Outcome::Failed));
+                day.push(attempt(number, 2, 2, Outcome::Completed));
+            }
+            11 => {
+                let mut cut = attempt(number, 1, model, Outcome::Completed);
+                (cut.cost_pico_usd, cut.usage.output, cut.usage_source) = (None, None, UsageSource::Unknown);
+                day.push(cut);
+            }
+            17 => day.push(posting(number, PostingKind::Refusal, "linus", "key-batch")),
+            _ => day.push(attempt(number, 1, model, Outcome::Completed)),
+        }
+    }
+    day
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_queries_of_the_guide_give_what_it_says() {
+    let mut world = World::new().await;
+    let day = a_day();
+    for posting in &day {
+        let mut payload = Vec::new();
+        world.codec.encode(posting, &mut payload).unwrap();
+        world.put(Topic::Usage, 0, "acme", &payload).await;
+    }
+    let sink = world.start_sink().await;
+    until("the day is written", async || world.number("SELECT count() FROM usage_exact").await == day.len() as u64)
+        .await;
+    let guide = include_str!("../../../docs/analytics.md");
+    let queries = [
+        (
+            include_str!("../../../schemas/clickhouse/queries/spend_by_model_and_user.sql"),
+            vec![("organization", "acme"), ("day", "2026-11-22")],
+        ),
+        (
+            include_str!("../../../schemas/clickhouse/queries/savings_against_one_model.sql"),
+            vec![
+                ("organization", "acme"),
+                ("from_day", "2026-11-22"),
+                ("until_day", "2026-11-23"),
+                ("input_usd", "5"),
+                ("cached_input_usd", "0.5"),
+                ("cache_write_usd", "6.25"),
+                ("output_usd", "25"),
+            ],
+        ),
+        (
+            include_str!("../../../schemas/clickhouse/queries/errors_and_slow_answers.sql"),
+            vec![("from_day", "2026-11-22"), ("until_day", "2026-11-23"), ("slow_ms", "250")],
+        ),
+    ];
+    for (sql, parameters) in queries {
+        let mut query = world.client().query_raw(sql);
+        for (name, value) in &parameters {
+            query = query.param(name, value);
+            let shown = format!("param_{name}={value}");
+            assert!(guide.contains(&shown), "the guide does not show {shown}");
+        }
+        let answer = query.fetch_bytes("Markdown").unwrap().collect().await.unwrap();
+        let answer = String::from_utf8(answer.to_vec()).unwrap();
+        assert!(guide.contains(&answer), "the guide does not show this answer:\n{sql}\n{answer}");
+    }
+    sink.stop().await;
+}
