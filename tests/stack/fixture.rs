@@ -60,8 +60,8 @@ impl Stack {
         config.facade.listen.set_port(0);
         config.admin.listen.set_port(0);
         config.sink.batch_ms = 100;
-        let options = tollstream::topology::apply::Options::laptop();
-        tollstream::topology::apply::run(&config, options).await.expect("the topology applies");
+        let options = tollstream::topology::apply::Options::laptop().expect("the embedded topology holds");
+        tollstream::topology::apply::run(&config, &options).await.expect("the topology applies");
         config
     }
 }
