@@ -5,4 +5,5 @@ pub mod fixture;
 mod compose;
 mod end_to_end;
 mod engines;
+mod facade;
 mod usage;
