@@ -34,6 +34,7 @@ const TAG_BYTES_MAX: usize = 64;
 
 /// What is decided on.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "an input lives on the stack for one decision; most are the large ones")]
 pub enum Input<'a> {
     Chat {
         source_offset: i64,

@@ -252,6 +252,7 @@ pub struct RecordSkipped {
 
 /// What is on the journal, without the envelope.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all entries are commits; a box would cost each an allocation")]
 pub enum Entry {
     OwnershipTaken(OwnershipTaken),
     Commit(Commit),

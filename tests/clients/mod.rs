@@ -2,3 +2,4 @@
 
 mod producer;
 mod python;
+mod sdk;

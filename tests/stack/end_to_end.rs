@@ -121,8 +121,8 @@ async fn errors_are_plain_http_errors_in_openais_shape() {
     let table = [
         (key.as_str(), question("no-such-model", true), 404, "model_not_found"),
         ("tsk_wrong", question("gpt-4o-mini", true), 401, "invalid_api_key"),
-        (key.as_str(), foreign, 403, "organization_not_allowed"),
-        (key.as_str(), json!({"model": "gpt-4o-mini", "messages": []}), 400, "invalid_request"),
+        (key.as_str(), foreign, 403, "organization_not_covered"),
+        (key.as_str(), json!({"model": "gpt-4o-mini", "messages": []}), 400, "invalid_value"),
     ];
     for (key, body, status, code) in table {
         let answer = ask_with(key, "/v1/chat/completions", body).await;

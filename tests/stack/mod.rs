@@ -6,5 +6,8 @@ mod compose;
 mod end_to_end;
 mod engines;
 mod evolution;
+mod facade;
+mod processes;
+mod stream;
 mod topology;
 mod usage;

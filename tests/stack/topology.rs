@@ -101,7 +101,8 @@ async fn two_applies_at_once_end_in_the_same_state() {
     config.clickhouse.database = unique;
     let options = Options::laptop().expect("the built-in topology");
     let (one, two) = tokio::join!(apply::run(&config, &options), apply::run(&config, &options));
-    (one.expect("the first applies"), two.expect("the second applies"));
+    one.expect("the first applies");
+    two.expect("the second applies");
     let difference = apply::difference(&config, &options).await.expect("a difference");
     assert!(difference.nothing_to_do(), "{difference:?}");
     let registry = Registry::new(&config.registry.url, &config.kafka.topic_prefix).expect("a registry");
@@ -153,14 +154,15 @@ async fn a_subject_that_went_another_way_is_refused_before_anything_is_made() {
     let registry = Registry::new(&config.registry.url, &config.kafka.topic_prefix).expect("a registry");
     let options = Options::laptop().expect("options");
     let subject = registry.subject(Topic::Requests);
+    // The registry keeps the compatibility of subjects that it has, and of no others.
+    let foreign = r#"{"type":"record","name":"RequestRecord","namespace":"tollstream","fields":[{"name":"prompt","type":"string"}]}"#;
+    registry.register_text(&subject, foreign).await.expect("a first schema");
     registry.set_compatibility(&subject, "NONE").await.expect("set");
     let refused = apply::run(&config, &options).await;
     let Err(Error::Refused(refusals)) = refused else { panic!("{refused:?}") };
     assert!(refusals[0].why.contains("compatibility is NONE"), "{refusals:?}");
 
     registry.set_compatibility(&subject, "FULL_TRANSITIVE").await.expect("set");
-    let foreign = r#"{"type":"record","name":"RequestRecord","namespace":"tollstream","fields":[{"name":"prompt","type":"string"}]}"#;
-    registry.register_text(&subject, foreign).await.expect("a first schema");
     let refused = apply::run(&config, &options).await;
     let Err(Error::Refused(refusals)) = refused else { panic!("{refused:?}") };
     assert_eq!((refusals.len(), refusals[0].kind), (1, "schema"), "{refusals:?}");

@@ -88,6 +88,8 @@ pub struct World {
     pub registry: Registry,
     pub codec: Arc<Codec>,
     pub publisher: Publisher,
+    /// How often the projection commits offsets; a long time makes every crash repeat something.
+    pub offset_commit_ms: u64,
     roles: JoinSet<()>,
 }
 
@@ -134,7 +136,7 @@ impl World {
         let for_codec = Registry::new(&engines.registry, &kafka.topic_prefix).unwrap();
         let codec = Arc::new(Codec::connect(for_codec).await.unwrap());
         let publisher = Publisher::new(&kafka).unwrap();
-        Self { kafka, clickhouse, registry, codec, publisher, roles: JoinSet::new() }
+        Self { kafka, clickhouse, registry, codec, publisher, offset_commit_ms: 50, roles: JoinSet::new() }
     }
 
     /// A codec that has to ask for every schema that is not its own.
@@ -161,7 +163,7 @@ impl World {
             (self.new_codec().await, Health::default(), Metrics::default(), <_>::default());
         let options = projection::Options {
             kafka: self.kafka.clone(),
-            projection: config::Projection { offset_commit_ms: 50, in_flight_max: 500 },
+            projection: config::Projection { offset_commit_ms: self.offset_commit_ms, in_flight_max: 500 },
             codec,
             publisher: Publisher::new(&self.kafka).unwrap(),
             health: Health::clone(&health),

@@ -1,0 +1,209 @@
+//! The stream itself: what a producer writes, what becomes of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rdkafka::Message as _;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tollstream::codec::{Codec, Registry};
+use tollstream::config::Config;
+use tollstream::domain::ids::partition_of;
+use tollstream::domain::{OrganizationId, RequestId};
+use tollstream::node::{Node, Role};
+use tollstream::records::dead_letters::DeadLetter;
+use tollstream::records::journal::{Entry, Fact, JournalRecord};
+use tollstream::records::requests::{Chat, Request, RequestRecord};
+use tollstream::records::responses::{Frame, FrameBody, ResponseRecord, Terminal};
+use tollstream::records::{Origin, Outcome, Record, Topic};
+use tollstream::runtime::kafka;
+
+use super::fixture::{PATIENCE, stack};
+
+const ORGANIZATION: &str = "org_demo";
+const PARTITIONS: u32 = 4;
+
+/// A gateway without HTTP on topics of its own, a producer and a reader.
+struct World {
+    config: Config,
+    codec: Arc<Codec>,
+    producer: FutureProducer,
+    node: Option<Node>,
+}
+
+impl World {
+    async fn start(name: &str) -> Self {
+        let mut config = stack().isolated(name).await;
+        let simulator = stack().description.simulator.as_ref().expect("a simulator");
+        config.providers.simulator_url = Some(format!("{simulator}/v1"));
+        let registry = Registry::new(&config.registry.url, &config.kafka.topic_prefix).expect("a registry");
+        let codec = Arc::new(Codec::connect(registry).await.expect("a codec"));
+        let producer = kafka::producer(&config.kafka).create().expect("a producer");
+        let mut node = Node::start(config.clone(), &[Role::Processor]).await.expect("a node");
+        node.ready(PATIENCE).await.expect("ready");
+        Self { config, codec, producer, node: Some(node) }
+    }
+
+    async fn stop(&mut self) {
+        self.node.take().expect("a node").stop().await.expect("a clean stop");
+    }
+
+    async fn produce(&self, partition: i32, payload: &[u8]) -> i64 {
+        let topic = kafka::topic_name(&self.config.kafka, Topic::Requests);
+        let record = FutureRecord::to(&topic).partition(partition).key(ORGANIZATION).payload(payload);
+        self.producer.send(record, PATIENCE).await.expect("acknowledged").offset
+    }
+
+    async fn ask(&self, partition: i32, chat: Chat) -> i64 {
+        let mut payload = Vec::new();
+        self.codec.encode(&RequestRecord::from(Request::Chat(Box::new(chat))), &mut payload).expect("encoded");
+        self.produce(partition, &payload).await
+    }
+
+    /// The first record of a topic that is wanted, from the beginning.
+    async fn find<T: Record + serde::de::DeserializeOwned + Send + 'static, U: Send + 'static>(
+        &self,
+        mut want: impl FnMut(T) -> Option<U> + Send + 'static,
+    ) -> U {
+        let (kafka_config, codec) = (self.config.kafka.clone(), self.codec.clone());
+        let search = move || {
+            let consumer: BaseConsumer = kafka::hot_consumer(&kafka_config, "finder").create().expect("a consumer");
+            let topic = kafka::topic_name(&kafka_config, T::TOPIC);
+            let mut all = TopicPartitionList::new();
+            for partition in 0..PARTITIONS as i32 {
+                all.add_partition_offset(&topic, partition, Offset::Beginning).expect("a partition");
+            }
+            consumer.assign(&all).expect("assigned");
+            let until = std::time::Instant::now() + PATIENCE;
+            loop {
+                assert!(std::time::Instant::now() < until, "nothing found on {topic}");
+                let Some(message) = consumer.poll(Duration::from_millis(100)) else { continue };
+                let message = message.expect("a record");
+                let record = codec.decode(message.payload().unwrap_or_default()).expect("decoded");
+                if let Some(found) = want(record) {
+                    return found;
+                }
+            }
+        };
+        tokio::task::spawn_blocking(search).await.expect("found")
+    }
+
+    async fn terminal_of(&self, request: &str) -> Terminal {
+        let wanted = RequestId::parse(request).expect("an id");
+        self.find(move |record: ResponseRecord| {
+            let frame = Frame::try_from(record).expect("a frame");
+            match frame.body {
+                FrameBody::Terminal(terminal) if frame.request_id == wanted => Some(*terminal),
+                FrameBody::Terminal(_) | FrameBody::Content(_) => None,
+            }
+        })
+        .await
+    }
+}
+
+fn chat(request: &str, body: &str) -> Chat {
+    Chat {
+        request_id: RequestId::parse(request).expect("an id"),
+        organization: OrganizationId::parse(ORGANIZATION).expect("an id"),
+        lane: 0,
+        key_id: None,
+        user: None,
+        user_tier: None,
+        tags: Default::default(),
+        conversation_id: None,
+        model: None,
+        timeout_ms: None,
+        reply_partition: None,
+        reply_nonce: None,
+        origin: Origin::Live,
+        traceparent: None,
+        content_type: "application/json".into(),
+        encryption_key_id: None,
+        content_ref: None,
+        body: Bytes::copy_from_slice(body.as_bytes()),
+    }
+}
+
+fn question(request: &str) -> Chat {
+    chat(request, r#"{"model":"gpt-4o-mini","messages":[{"role":"user","content":"Where is my order?"}]}"#)
+}
+
+#[tokio::test]
+async fn what_cannot_be_understood_is_a_dead_letter_and_the_partition_goes_on() {
+    let mut world = World::start("dead").await;
+    let partition = partition_of(ORGANIZATION, PARTITIONS);
+    let mut strange = Vec::new();
+    let record = RequestRecord { kind: "embedding".into(), chat: None, cancel: None };
+    world.codec.encode(&record, &mut strange).expect("encoded");
+    let table: [(&[u8], &str); 4] = [
+        (b"{\"model\": \"json instead of avro\"}", "undecodable"),
+        (&[0, 0, 0, 0, 1], "undecodable"),
+        (&strange, "unknown_kind"),
+        (&[0, 0x7f, 0xff, 0xff, 0xff, 1], "unknown_schema"),
+    ];
+    for (payload, reason) in table {
+        let offset = world.produce(partition, payload).await;
+        let letter = world.find(move |letter: DeadLetter| (letter.offset == offset).then_some(letter)).await;
+        assert_eq!((letter.reason.as_str(), letter.partition), (reason, partition), "{}", letter.detail);
+        assert_eq!(letter.payload.as_deref(), Some(payload));
+        assert!(letter.topic.ends_with("requests") && !letter.detail.is_empty());
+    }
+    world.ask(partition, question("after")).await;
+    assert_eq!(world.terminal_of("after").await.outcome, Outcome::Completed);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_on_another_partition_is_moved_and_answered_once() {
+    let mut world = World::start("moved").await;
+    let right = partition_of(ORGANIZATION, PARTITIONS);
+    world.ask((right + 1) % PARTITIONS as i32, question("astray")).await;
+    assert_eq!(world.terminal_of("astray").await.outcome, Outcome::Completed);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_served_gets_a_terminal_that_says_why() {
+    let mut world = World::start("refused").await;
+    let partition = partition_of(ORGANIZATION, PARTITIONS);
+    let late = Chat { timeout_ms: Some(0), ..question("late") };
+    let unknown = chat("unknown", r#"{"model":"no-such-model","messages":[{"role":"user","content":"x"}]}"#);
+    let large = chat("large", &"x".repeat(5 << 20));
+    for (chat, status) in [(late, 504), (unknown, 404), (large, 413)] {
+        let request = chat.request_id.to_string();
+        world.ask(partition, chat).await;
+        let terminal = world.terminal_of(&request).await;
+        assert_eq!((terminal.outcome, terminal.error.map(|e| e.status)), (Outcome::Refused, Some(status)), "{request}");
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_owner_goes_on_where_the_journal_ends() {
+    let mut world = World::start("restart").await;
+    let partition = partition_of(ORGANIZATION, PARTITIONS);
+    world.ask(partition, question("before")).await;
+    let before = world.terminal_of("before").await;
+    world.stop().await;
+    world.ask(partition, question("between")).await;
+    world.node = Some(Node::start(world.config.clone(), &[Role::Processor]).await.expect("a node"));
+    let between = world.terminal_of("between").await;
+    assert_eq!((before.outcome, between.outcome), (Outcome::Completed, Outcome::Completed));
+    // The first request was not decided again: one commit settled it.
+    let settled = world
+        .find({
+            let mut settled_before = 0;
+            move |record: JournalRecord| {
+                let Ok(Entry::Commit(commit)) = Entry::try_from(record) else { return None };
+                let is = |id: &str| commit.request.as_ref().is_some_and(|r| r.request_id.as_str() == id);
+                let settles = commit.facts.iter().any(|fact| matches!(fact, Fact::RequestSettled(_)));
+                settled_before += u32::from(settles && is("before"));
+                (settles && is("between")).then_some(settled_before)
+            }
+        })
+        .await;
+    assert_eq!(settled, 1);
+    world.stop().await;
+}
