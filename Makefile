@@ -18,7 +18,7 @@ down:
 test: prerequisites lint
 	$(CARGO) test --profile $(PROFILE)
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --profile $(PROFILE) --no-deps --quiet
-	$(CARGO) run --profile $(PROFILE) --quiet -- topology check
+	$(TOLLSTREAM) topology check
 
 lint:
 	$(CARGO) fmt --check

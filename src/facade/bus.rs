@@ -31,6 +31,9 @@ const FRAMES_PER_TURN: u32 = 128;
 /// How long closing the consumer may take before it is left alone.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often acknowledgements are looked at that nobody was woken for.
+const DELIVERIES_LOOK: Duration = Duration::from_millis(500);
+
 /// Sends to `requests`.
 pub struct Producer {
     pub publisher: Publisher,
@@ -53,10 +56,13 @@ pub async fn take_deliveries(
 ) {
     let mut arrived = Vec::new();
     let mut stopped = false;
+    let mut look = tokio::time::interval(DELIVERIES_LOOK);
     loop {
         tokio::select! {
             biased;
             () = deliveries.drain(&mut arrived) => {}
+            // Good news wakes nobody; this does.
+            _ = look.tick() => {}
             () = stop.cancelled(), if !stopped => {
                 stopped = true;
                 hub.stop_admitting();

@@ -117,7 +117,7 @@ impl Facade {
             .map_err(|source| Error::Consumer { brokers: kafka.brokers.clone(), source })?;
         health.missing(bus::COMPONENT, "not listening to answers yet");
 
-        let deliveries = Deliveries::new();
+        let deliveries = Deliveries::lazy();
         let producer = bus::Producer {
             publisher: options.publisher,
             topic: kafka::topic_name(&kafka, Topic::Requests),

@@ -173,43 +173,50 @@ fn decide_chat(
 ) -> Decision {
     let chat = arrival.chat;
     let mut request = context_of(&arrival);
-    if state.open(&key_of(&chat.organization, &chat.request_id)).is_some() {
+    if let Some(open) = state.open(&key_of(&chat.organization, &chat.request_id)) {
+        // Whoever asks the same again from elsewhere waits for an answer of its own; a mere repeat does not.
+        let elsewhere = chat.reply_nonce != open.admitted.reply_nonce;
+        let answer = elsewhere.then(|| refused(chat, refusal::duplicate(), context));
         let facts = vec![Fact::RecordSkipped(RecordSkipped { reason: "duplicate".to_owned() })];
-        return Decision { facts, ..from_record(&arrival, request) };
+        return Decision { facts, commands: answer.into_iter().collect(), ..from_record(&arrival, request) };
     }
     match admit(&arrival, content, context, &mut request) {
         Ok((facts, call)) => {
             Decision { facts, commands: vec![Command::Call(Box::new(call))], ..from_record(&arrival, request) }
         }
         Err(error) => {
-            let partition = reply_partition(chat, context.bounds);
-            let refused = RequestRefused { code: error.code.clone(), status: error.status };
-            let terminal = Terminal {
-                outcome: Outcome::Refused,
-                head: None,
-                body: None,
-                usage: None,
-                cost_pico_usd: Some(crate::domain::PicoUsd::ZERO),
-                finish_reason: None,
-                error: Some(error),
-            };
-            let frame = Frame {
-                organization: chat.organization.clone(),
-                request_id: chat.request_id.clone(),
-                nonce: chat.reply_nonce.clone(),
-                tenure: context.tenure,
-                attempt: 0,
-                sequence: 0,
-                at: context.at,
-                body: FrameBody::Terminal(Box::new(terminal)),
-            };
+            let fact = RequestRefused { code: error.code.clone(), status: error.status };
             Decision {
-                facts: vec![Fact::RequestRefused(refused)],
-                commands: vec![Command::Answer { partition, frame: Box::new(frame) }],
+                facts: vec![Fact::RequestRefused(fact)],
+                commands: vec![refused(chat, error, context)],
                 ..from_record(&arrival, request)
             }
         }
     }
+}
+
+/// The terminal of a request that is not admitted.
+fn refused(chat: &Chat, error: ApiError, context: &Context<'_>) -> Command {
+    let terminal = Terminal {
+        outcome: Outcome::Refused,
+        head: None,
+        body: None,
+        usage: None,
+        cost_pico_usd: Some(crate::domain::PicoUsd::ZERO),
+        finish_reason: None,
+        error: Some(error),
+    };
+    let frame = Frame {
+        organization: chat.organization.clone(),
+        request_id: chat.request_id.clone(),
+        nonce: chat.reply_nonce.clone(),
+        tenure: context.tenure,
+        attempt: 0,
+        sequence: 0,
+        at: context.at,
+        body: FrameBody::Terminal(Box::new(terminal)),
+    };
+    Command::Answer { partition: reply_partition(chat, context.bounds), frame: Box::new(frame) }
 }
 
 /// Everything that must hold for a request to be called out, in order of precedence.

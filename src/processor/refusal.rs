@@ -69,6 +69,10 @@ pub fn over_capacity(share: bool) -> ApiError {
     ApiError { retry_after_ms: Some(1_000), ..refusal }
 }
 
+pub fn duplicate() -> ApiError {
+    error(409, "invalid_request_error", "duplicate_request", "a request with this id is being answered already")
+}
+
 pub fn cancelled() -> ApiError {
     error(CLIENT_CLOSED_REQUEST, "invalid_request_error", "cancelled", "the request was cancelled")
 }

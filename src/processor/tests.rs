@@ -452,6 +452,11 @@ fn a_repeat_of_an_open_request_makes_no_second_call() {
     assert_eq!(commands, []);
     assert_eq!(facts, [Fact::RecordSkipped(RecordSkipped { reason: "duplicate".into() })]);
     assert_eq!(driver.state.last_source_offset, Some(2));
+    // From elsewhere it is told so, and the open request is not touched.
+    let (_, commands) = driver.ask(&Chat { reply_nonce: Some("other".into()), ..hello("two") });
+    let (_, frame, terminal) = answered(&commands);
+    assert_eq!((frame.nonce.as_deref(), terminal.error.as_ref().unwrap().status), (Some("other"), 409));
+    assert_eq!(driver.state.open_requests().count(), 1);
 }
 
 #[test]

@@ -20,9 +20,11 @@ use crate::codec;
 use crate::domain::ids::partition_of;
 use crate::domain::{OrganizationId, RequestKey, Timestamp};
 use crate::processor::inference::AttemptReport;
-use crate::processor::{Command, Context, Decision, Input, ProviderCall, State, commit, content, decide, evolve};
+use crate::processor::{
+    Command, Context, Decision, Input, ProviderCall, State, commit, content, decide, evolve, key_of,
+};
 use crate::records::dead_letters::DeadLetter;
-use crate::records::journal::{Entry, Fact, JournalRecord};
+use crate::records::journal::{Commit, Entry, Fact, JournalRecord};
 use crate::records::requests::{Request, RequestRecord};
 
 /// Records of one partition that may wait (for a schema, a dead letter, the producer) before it is paused.
@@ -377,7 +379,7 @@ impl Owner {
         let commit = commit(&mut decision, self.next_sequence, &context);
         evolve(&mut self.state, &commit);
         self.next_sequence += 1;
-        self.account(shell, &commit.organization, &commit.facts, &commands, body);
+        self.account(shell, &commit, &commands, body);
         self.pending.push_back(Pending { source_offset: commit.source_offset, commands });
         let organization = commit.organization.clone();
         let record = JournalRecord::from(Entry::Commit(commit));
@@ -389,16 +391,9 @@ impl Owner {
     }
 
     /// Keeps the process's load, the bodies and the counters in step with the facts.
-    fn account(
-        &mut self,
-        shell: &mut Shell,
-        organization: &Option<OrganizationId>,
-        facts: &[Fact],
-        commands: &[Command],
-        body: Option<&Bytes>,
-    ) {
-        let Some(organization) = organization else { return };
-        for fact in facts {
+    fn account(&mut self, shell: &mut Shell, commit: &Commit, commands: &[Command], body: Option<&Bytes>) {
+        let (Some(organization), Some(request)) = (&commit.organization, &commit.request) else { return };
+        for fact in &commit.facts {
             match fact {
                 Fact::RequestAdmitted(_) => {
                     shell.load.opened(organization);
@@ -410,6 +405,7 @@ impl Owner {
                 Fact::RequestSettled(settled) => {
                     shell.load.closed(organization);
                     shell.metrics.settled(settled.outcome);
+                    self.bodies.remove(&key_of(organization, &request.request_id));
                 }
                 Fact::RequestRouted(_)
                 | Fact::AttemptStarted(_)
@@ -418,18 +414,12 @@ impl Owner {
                 | Fact::RecordSkipped(_) => {}
             }
         }
-        for command in commands {
-            match (command, body) {
-                (Command::Call(call), Some(body)) => {
-                    self.bodies.insert(call.key.clone(), body.clone());
-                }
-                (Command::Answer { frame, .. }, _) => {
-                    let key =
-                        RequestKey { organization: frame.organization.clone(), request: frame.request_id.clone() };
-                    self.bodies.remove(&key);
-                }
-                (Command::Call(_) | Command::Abort(_), _) => {}
-            }
+        let call = commands.iter().find_map(|command| match command {
+            Command::Call(call) => Some(call),
+            Command::Abort(_) | Command::Answer { .. } => None,
+        });
+        if let (Some(call), Some(body)) = (call, body) {
+            self.bodies.insert(call.key.clone(), body.clone());
         }
     }
 

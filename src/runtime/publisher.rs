@@ -42,11 +42,21 @@ pub struct Delivery {
 pub struct Deliveries {
     arrived: Mutex<Vec<Delivery>>,
     waker: AtomicWaker,
+    lazy: bool,
 }
+
+/// Good news that a lazy receiver is not woken for, at the most.
+const LAZY_MAX: usize = 256;
 
 impl Deliveries {
     pub fn new() -> Arc<Self> {
         Arc::default()
+    }
+
+    /// For a receiver that also looks from time to time: an error wakes it at once, a success only when many wait. A
+    /// wake-up costs more than everything else about an acknowledgement.
+    pub fn lazy() -> Arc<Self> {
+        Arc::new(Self { lazy: true, ..Self::default() })
     }
 
     /// Moves what has arrived into `into`; pending when there is nothing, and then the task is woken by the next.
@@ -66,8 +76,14 @@ impl Deliveries {
     }
 
     fn push(&self, delivery: Delivery) {
-        self.arrived.lock().unwrap_or_else(PoisonError::into_inner).push(delivery);
-        self.waker.wake();
+        let urgent = !self.lazy || delivery.outcome.is_err();
+        let mut arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+        arrived.push(delivery);
+        let wake = urgent || arrived.len() >= LAZY_MAX;
+        drop(arrived);
+        if wake {
+            self.waker.wake();
+        }
     }
 }
 
@@ -75,6 +91,8 @@ impl Deliveries {
 struct Ticket {
     deliveries: Arc<Deliveries>,
     tag: u64,
+    /// Only a failure is told.
+    failures_only: bool,
 }
 
 struct Reports;
@@ -89,6 +107,9 @@ impl ProducerContext for Reports {
             Ok(message) => Ok(message.offset()),
             Err((error, _)) => Err(error.clone()),
         };
+        if ticket.failures_only && outcome.is_ok() {
+            return;
+        }
         ticket.deliveries.push(Delivery { tag: ticket.tag, outcome });
     }
 }
@@ -150,7 +171,21 @@ impl Publisher {
     /// # Errors
     /// [`Error::Full`] when the bound on waiting records is reached; then nothing comes back.
     pub fn send(&self, record: Outgoing<'_>, deliveries: &Arc<Deliveries>, tag: u64) -> Result<(), Error> {
-        let ticket = Box::new(Ticket { deliveries: deliveries.clone(), tag });
+        self.produce(record, Ticket { deliveries: deliveries.clone(), tag, failures_only: false })
+    }
+
+    /// As [`send`](Self::send), but `tag` comes back only if the record was not acknowledged.
+    pub fn send_telling_failures(
+        &self,
+        record: Outgoing<'_>,
+        deliveries: &Arc<Deliveries>,
+        tag: u64,
+    ) -> Result<(), Error> {
+        self.produce(record, Ticket { deliveries: deliveries.clone(), tag, failures_only: true })
+    }
+
+    fn produce(&self, record: Outgoing<'_>, ticket: Ticket) -> Result<(), Error> {
+        let ticket = Box::new(ticket);
         let outgoing = BaseRecord::with_opaque_to(record.topic, ticket)
             .partition(record.partition)
             .key(record.key)

@@ -91,7 +91,7 @@ impl Shell {
     /// Publishes a terminal frame; `false` when the producer is full.
     pub fn answer(&self, partition: i32, key: &RequestKey, payload: &[u8], epoch: u64) -> Result<bool, Lost> {
         let record = outgoing(&self.topics.responses, partition, key.request.as_str().as_bytes(), payload);
-        taken(self.publisher.send(record, &self.deliveries, Tag::answer(epoch)))
+        taken(self.publisher.send_telling_failures(record, &self.deliveries, Tag::answer(epoch)))
     }
 
     /// Puts a record into `dead-letters`.
