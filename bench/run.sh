@@ -39,7 +39,8 @@ listen = "127.0.0.1:$facade_port"
 listen = "127.0.0.1:$admin_port"
 [providers]
 upstream_override = "http://127.0.0.1:$mock_port/v1"
-${EXTRA_CONFIG:-}
+[kafka.producer_properties]
+"max.in.flight" = "1"
 TOML
 "$tollstream" topology apply --config "$work/tollstream.toml" --yes >/dev/null
 key=$("$tollstream" keys create --config "$work/tollstream.toml" --organization org_demo 2>/dev/null)
@@ -60,7 +61,7 @@ if [ "$warm_up" -gt 0 ]; then
   echo "warming up with $warm_up requests"
   "$GWBENCH/gwload" --target "ours=http://127.0.0.1:$facade_port/v1/chat/completions" \
     --header "ours=authorization: Bearer $key" --default-model gpt-4o-mini --mode closed -c 64 --rounds 1 \
-    --round-secs "$(python3 -c "print(max(5, $warm_up // 5000))")" >"$out/warm-up.txt" 2>&1 || true
+    --round-secs "$(python3 -c "print(max(5, $warm_up // 3000))")" >"$out/warm-up.txt" 2>&1 || true
   tail -3 "$out/warm-up.txt"
 fi
 run() { local label=$1; shift; echo "== $label"; load --label "$label" --json "$out/results.jsonl" "$@" | tee "$out/${label// /-}.txt"; }

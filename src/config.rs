@@ -81,6 +81,9 @@ pub struct Kafka {
     pub session_timeout_ms: u64,
     /// Largest record.
     pub record_bytes_max: usize,
+    /// Further properties of librdkafka for every client, and for the producer; they win over what we set.
+    pub properties: BTreeMap<String, String>,
+    pub producer_properties: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -218,6 +221,8 @@ impl Default for Kafka {
             producer_buffer_kbytes: 32_768,
             session_timeout_ms: 10_000,
             record_bytes_max: 8 << 20,
+            properties: BTreeMap::new(),
+            producer_properties: BTreeMap::new(),
         }
     }
 }
@@ -319,7 +324,9 @@ impl Config {
 
     /// Checks what types cannot say.
     pub fn validate(&self) -> Result<(), Error> {
-        let positive: [(&'static str, u64); 10] = [
+        let positive: [(&'static str, u64); 12] = [
+            ("projection.in_flight_max", self.projection.in_flight_max as u64),
+            ("sink.retry_max_ms", self.sink.retry_max_ms),
             ("kafka.message_timeout_ms", self.kafka.message_timeout_ms),
             ("facade.requests_max", self.facade.requests_max as u64),
             ("facade.slot_bytes_max", self.facade.slot_bytes_max as u64),

@@ -19,6 +19,9 @@ pub fn client(config: &Kafka) -> ClientConfig {
         // librdkafka reconnects with back-off; its own log lines would repeat what our errors say.
         .set("log.connection.close", "false")
         .set("reconnect.backoff.max.ms", "2000");
+    for (name, value) in &config.properties {
+        client.set(name, value);
+    }
     client
 }
 
@@ -33,6 +36,9 @@ pub fn producer(config: &Kafka) -> ClientConfig {
         .set("message.timeout.ms", config.message_timeout_ms.to_string())
         .set("retry.backoff.ms", "20")
         .set("message.max.bytes", config.record_bytes_max.to_string());
+    for (name, value) in &config.producer_properties {
+        client.set(name, value);
+    }
     client
 }
 
