@@ -143,10 +143,24 @@ impl Registry {
     /// Sets the compatibility of a subject, for example `FULL_TRANSITIVE`.
     pub async fn set_compatibility(&self, subject: &str, level: &str) -> Result<(), Error> {
         let body = serde_json::json!({ "compatibility": level }).to_string();
-        let call = self.client.put(self.address(&["config", subject])).header("content-type", CONTENT_TYPE).body(body);
-        match self.call(call).await? {
-            Some(_) => Ok(()),
-            None => Err(self.error(format!("it has no place for the compatibility of {subject}"))),
+        let address = self.address(&["config", subject]);
+        let mut attempt = 1;
+        loop {
+            let call = self.client.put(&address).header("content-type", CONTENT_TYPE).body(body.clone());
+            match self.call(call).await {
+                Ok(Some(_)) => return Ok(()),
+                Ok(None) => return Err(self.error(format!("it has no place for the compatibility of {subject}"))),
+                // Two writers at the same moment: one of them is told that the other's setting is there already.
+                Err(error) if attempt == REGISTER_ATTEMPTS || !error.to_string().contains("already exists") => {
+                    return Err(error);
+                }
+                Err(_) => {}
+            }
+            if self.compatibility(subject).await?.as_deref() == Some(level) {
+                return Ok(());
+            }
+            attempt += 1;
+            tokio::time::sleep(REGISTER_INTERVAL).await;
         }
     }
 
