@@ -98,20 +98,8 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn failure(class: FailureClass, message: &str) -> Failure {
-    Failure {
-        class,
-        upstream_status: None,
-        message: message.to_owned(),
-        upstream_type: None,
-        upstream_code: None,
-        upstream_param: None,
-        retry_after: None,
-    }
-}
-
 fn deadline_passed() -> Failure {
-    failure(FailureClass::Deadline, "the deadline passed before the provider was called")
+    Failure::new(FailureClass::Deadline, "the deadline passed before the provider was called")
 }
 
 /// Puts the chunks of one answer on `responses`: one record in flight, what arrives meanwhile goes into the next.
@@ -170,7 +158,7 @@ impl<'a> Pump<'a> {
                     self.in_flight = false;
                     if let Some(error) = arrived.drain(..).find_map(|delivery| delivery.outcome.err()) {
                         let message = format!("kafka did not acknowledge a frame of the answer: {error}");
-                        break AttemptEnd::Failed(failure(FailureClass::Cut, &message));
+                        break AttemptEnd::Failed(Failure::new(FailureClass::Cut, message));
                     }
                 }
                 chunk = stream.next(), if self.waiting_bytes < WAITING_BYTES_MAX => match chunk {
@@ -187,14 +175,14 @@ impl<'a> Pump<'a> {
             if !self.in_flight
                 && let Err(message) = self.send_waiting().await
             {
-                break AttemptEnd::Failed(failure(FailureClass::Cut, &message));
+                break AttemptEnd::Failed(Failure::new(FailureClass::Cut, message));
             }
         };
         // What is left goes out in order behind the frame in flight; the terminal follows it on the same partition.
         if end != AttemptEnd::Cancelled
             && let Err(message) = self.send_waiting().await
         {
-            return AttemptEnd::Failed(failure(FailureClass::Cut, &message));
+            return AttemptEnd::Failed(Failure::new(FailureClass::Cut, message));
         }
         end
     }

@@ -463,7 +463,7 @@ impl Owner {
     }
 }
 
-/// The tag of a record that an owner sends.
+/// A record for the producer.
 pub fn outgoing<'a>(topic: &'a str, partition: i32, key: &'a [u8], payload: &'a [u8]) -> Outgoing<'a> {
     Outgoing { topic, partition, key, payload }
 }
