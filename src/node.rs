@@ -17,7 +17,7 @@ use crate::runtime::control::{self, Control};
 use crate::runtime::publisher::{self, Publisher};
 use crate::runtime::{kafka, shard};
 use crate::telemetry::Metrics;
-use crate::telemetry::health::Health;
+use crate::telemetry::health::{Health, State};
 use crate::{projection, sink};
 
 /// How long a start waits for the registry and the broker before it gives up.
@@ -158,12 +158,15 @@ impl Node {
     pub async fn ready(&mut self, timeout: Duration) -> Result<(), String> {
         let until = Instant::now() + timeout;
         loop {
-            if self.health.is_ready() {
+            if self.health.serves() {
                 return Ok(());
             }
             if Instant::now() >= until {
                 let components = self.health.components();
-                let missing = components.iter().filter_map(|(name, why)| Some(format!("{name}: {}", why.as_ref()?)));
+                let missing = components.iter().filter_map(|(name, state)| match state {
+                    State::Missing(why) => Some(format!("{name}: {why}")),
+                    State::Ready | State::Degraded(_) => None,
+                });
                 return Err(missing.collect::<Vec<_>>().join("; "));
             }
             tokio::select! {

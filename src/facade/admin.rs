@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::routes::{Route, router};
 use super::{Error, server};
 use crate::telemetry::Metrics;
-use crate::telemetry::health::Health;
+use crate::telemetry::health::{self, Health};
 
 /// Scrapers and probes keep few connections.
 const CONNECTIONS_MAX: usize = 256;
@@ -77,6 +77,8 @@ struct Readiness<'a> {
     status: &'static str,
     /// What is missing, by name, and why.
     missing: BTreeMap<&'static str, &'a str>,
+    /// What is behind without anybody's answer suffering, by name, and why.
+    degraded: BTreeMap<&'static str, &'a str>,
 }
 
 /// `/health/live`: the process answers.
@@ -88,16 +90,27 @@ async fn ready(State(shared): State<Arc<Shared>>) -> Response {
     readiness(&shared.health)
 }
 
-/// `/health/ready`: 503 while something is missing.
+/// `/health/ready`: 503 while something is missing that requests need.
 pub fn readiness(health: &Health) -> Response {
     let components = health.components();
-    let missing: BTreeMap<_, _> =
-        components.iter().filter_map(|(name, why)| why.as_deref().map(|why| (*name, why))).collect();
-    let (status, word) = match missing.is_empty() {
-        true => (StatusCode::OK, "ready"),
-        false => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
+    let (mut missing, mut degraded) = (BTreeMap::new(), BTreeMap::new());
+    for (name, state) in &components {
+        match state {
+            health::State::Ready => {}
+            health::State::Degraded(why) => {
+                degraded.insert(*name, why.as_str());
+            }
+            health::State::Missing(why) => {
+                missing.insert(*name, why.as_str());
+            }
+        }
+    }
+    let (code, status) = match (missing.is_empty(), degraded.is_empty()) {
+        (true, true) => (StatusCode::OK, "ready"),
+        (true, false) => (StatusCode::OK, "degraded"),
+        (false, _) => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
     };
-    json(status, serde_json::to_vec(&Readiness { status: word, missing }).unwrap_or_default())
+    json(code, serde_json::to_vec(&Readiness { status, missing, degraded }).unwrap_or_default())
 }
 
 fn json(status: StatusCode, body: Vec<u8>) -> Response {

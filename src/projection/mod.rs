@@ -437,10 +437,10 @@ impl Running {
 
     fn tell_health(&self) {
         let stopped = self.partitions.values().filter_map(|partition| partition.stopped.as_deref());
-        let missing: Vec<&str> = stopped.chain(self.trouble.as_deref()).collect();
-        match missing.as_slice() {
+        let troubles: Vec<&str> = stopped.chain(self.trouble.as_deref()).collect();
+        match troubles.as_slice() {
             [] => self.options.health.ready(NAME),
-            _ => self.options.health.missing(NAME, missing.join("; ")),
+            _ => self.options.health.degraded(NAME, troubles.join("; ")),
         }
     }
 }

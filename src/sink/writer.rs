@@ -144,6 +144,6 @@ impl Writer {
         self.counters.failures.inc();
         let (rows, seconds) = (batch.rows().len(), begun.elapsed().as_secs());
         tracing::warn!(rows, seconds, %error, "rows are not written yet; they are kept and tried again");
-        self.health.missing(NAME, format!("{rows} rows wait for {seconds} s: {error}"));
+        self.health.degraded(NAME, format!("{rows} rows wait for {seconds} s: {error}"));
     }
 }

@@ -172,7 +172,7 @@ async fn frames_come_back_in_order_whatever_stands_between_them() {
     let codec = Arc::new(Codec::connect(registry()).await.unwrap());
     let health = Health::default();
     let facade = start(&config, codec.clone(), health.clone()).await;
-    eventually("the facade listens", async || health.is_ready().then_some(())).await;
+    eventually("the facade listens", async || health.serves().then_some(())).await;
     let processor = Processor::new(&config, codec.clone());
 
     let request = ask(&facade);
@@ -208,7 +208,7 @@ async fn a_client_that_goes_away_leaves_a_cancel_on_the_requests_partition() {
     let codec = Arc::new(Codec::connect(registry).await.unwrap());
     let health = Health::default();
     let facade = start(&config, codec.clone(), health.clone()).await;
-    eventually("the facade listens", async || health.is_ready().then_some(())).await;
+    eventually("the facade listens", async || health.serves().then_some(())).await;
     let processor = Processor::new(&config, codec);
     let chat = tokio::select! {
         response = ask(&facade).send() => panic!("{response:?}"),

@@ -94,9 +94,13 @@ async fn readiness_names_what_is_missing() {
         (response.status().as_u16(), response.text().await.unwrap())
     };
     facade.health.ready("control");
-    assert_eq!(ready().await, (200, r#"{"status":"ready","missing":{}}"#.to_owned()));
+    assert_eq!(ready().await, (200, r#"{"status":"ready","missing":{},"degraded":{}}"#.to_owned()));
+    facade.health.degraded("sink", "slow");
+    let degraded = r#"{"status":"degraded","missing":{},"degraded":{"sink":"slow"}}"#;
+    assert_eq!(ready().await, (200, degraded.to_owned()));
     facade.health.missing("control", "behind");
-    assert_eq!(ready().await, (503, r#"{"status":"not_ready","missing":{"control":"behind"}}"#.to_owned()));
+    let not_ready = r#"{"status":"not_ready","missing":{"control":"behind"},"degraded":{"sink":"slow"}}"#;
+    assert_eq!(ready().await, (503, not_ready.to_owned()));
 }
 
 #[tokio::test]

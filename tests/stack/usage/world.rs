@@ -18,7 +18,7 @@ use tollstream::records::Topic;
 use tollstream::runtime::kafka;
 use tollstream::runtime::publisher::{Deliveries, Outgoing, Publisher};
 use tollstream::telemetry::Metrics;
-use tollstream::telemetry::health::Health;
+use tollstream::telemetry::health::{Health, State};
 use tollstream::{projection, sink};
 
 use crate::stack::fixture::stack;
@@ -267,12 +267,18 @@ impl Role {
     }
 
     pub async fn ready(&self) {
-        until("the role is ready", async || !self.health.components().is_empty() && self.health.is_ready()).await;
+        until("the role is ready", async || {
+            let components = self.health.components();
+            !components.is_empty() && components.values().all(|state| *state == State::Ready)
+        })
+        .await;
     }
 
     pub fn why_not_ready(&self) -> String {
-        self.health.components().into_values().flatten().fold(String::new(), |mut all, why| {
-            let _ = writeln!(all, "{why}");
+        self.health.components().into_values().fold(String::new(), |mut all, state| {
+            if let State::Degraded(why) | State::Missing(why) = state {
+                let _ = writeln!(all, "{why}");
+            }
             all
         })
     }
