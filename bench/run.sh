@@ -61,7 +61,7 @@ if [ "$warm_up" -gt 0 ]; then
   echo "warming up with $warm_up requests"
   "$GWBENCH/gwload" --target "ours=http://127.0.0.1:$facade_port/v1/chat/completions" \
     --header "ours=authorization: Bearer $key" --default-model gpt-4o-mini --mode closed -c 64 --rounds 1 \
-    --round-secs "$(python3 -c "print(max(5, $warm_up // 3000))")" >"$out/warm-up.txt" 2>&1 || true
+    --round-secs "$(python3 -c "print(max(5, $warm_up // 2000))")" >"$out/warm-up.txt" 2>&1 || true
   tail -3 "$out/warm-up.txt"
 fi
 run() { local label=$1; shift; echo "== $label"; load --label "$label" --json "$out/results.jsonl" "$@" | tee "$out/${label// /-}.txt"; }

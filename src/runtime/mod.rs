@@ -8,6 +8,7 @@ pub mod kafka;
 pub mod member;
 pub mod owner;
 pub mod publisher;
+mod queue_waker;
 pub mod restore;
 pub mod schema_wait;
 pub mod shard;

@@ -1,10 +1,11 @@
 //! The one producer of the process: idempotent, shared by all topics and all components.
 //!
 //! Acknowledgements come back as numbers in the sender's own [`Deliveries`], which wakes it; the producer's events are
-//! taken by one thread that blocks until there is one (a future per record, or polling with a time-out, costs a third of
-//! the throughput or a spinning core). Records to one partition are acknowledged in the order in which they were sent.
+//! taken by one task that librdkafka wakes (a future per record, polling with a time-out or a thread of its own costs
+//! throughput, a spinning core or a switch of threads). Records to one partition are acknowledged in the order in which
+//! they were sent.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -13,8 +14,11 @@ use futures_util::task::AtomicWaker;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::{ClientContext, Message as _};
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 use super::kafka;
+use super::queue_waker::QueueWaker;
 use crate::config::Kafka;
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -95,14 +99,31 @@ struct Ticket {
     failures_only: bool,
 }
 
-struct Reports;
+/// Takes what librdkafka tells.
+#[derive(Default)]
+struct Reports {
+    /// Events taken so far: polling takes one, and does not say whether there was one.
+    taken: AtomicU64,
+}
 
-impl ClientContext for Reports {}
+impl Reports {
+    fn count(&self) {
+        self.taken.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl ClientContext for Reports {
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.count();
+        tracing::warn!(%error, reason, "the producer's connection");
+    }
+}
 
 impl ProducerContext for Reports {
     type DeliveryOpaque = Box<Ticket>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
+        self.count();
         let outcome = match result {
             Ok(message) => Ok(message.offset()),
             Err((error, _)) => Err(error.clone()),
@@ -123,47 +144,50 @@ pub struct Outgoing<'a> {
     pub payload: &'a [u8],
 }
 
-/// How often the thread of the acknowledgements looks whether it is still wanted. It wakes for events at once; the
-/// time-out only bounds its life after the last handle, and costs a spin of a millisecond each time.
-const END_CHECK: Duration = Duration::from_secs(10);
+/// Acknowledgements are looked for this often even when nothing wakes: a lost wake-up must not be for ever.
+const LOOK: Duration = Duration::from_secs(1);
+/// Events after which other tasks of the thread have their turn.
+const EVENTS_PER_TURN: usize = 64;
 
-#[derive(Default)]
-struct End(AtomicBool);
-
-struct EndOnDrop(Arc<End>);
-
-impl Drop for EndOnDrop {
-    fn drop(&mut self) {
-        self.0.0.store(true, Ordering::Relaxed);
-    }
+/// Takes all acknowledgements of the producer.
+async fn take_events(events: QueueWaker<Reports>) {
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    std::future::poll_fn(|cx| {
+        events.register(cx.waker());
+        while look.poll_tick(cx).is_ready() {}
+        let producer = events.producer();
+        for _ in 0..EVENTS_PER_TURN {
+            let before = producer.context().taken.load(Ordering::Relaxed);
+            producer.poll(Duration::ZERO);
+            if producer.context().taken.load(Ordering::Relaxed) == before {
+                return Poll::<()>::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// A handle to the producer; clones share it.
 #[derive(Clone)]
 pub struct Publisher {
     producer: Arc<BaseProducer<Reports>>,
-    /// The last handle ends the thread of the acknowledgements.
-    _end: Arc<EndOnDrop>,
+    /// The last handle ends the task of the acknowledgements.
+    _events: Arc<JoinSet<()>>,
 }
 
 impl Publisher {
+    /// Needs a tokio runtime, in which acknowledgements are taken.
     pub fn new(config: &Kafka) -> Result<Self, Error> {
-        let create = |detail: String| Error::Create { brokers: config.brokers.clone(), detail };
-        let producer: BaseProducer<Reports> =
-            kafka::producer(config).create_with_context(Reports).map_err(|e| create(e.to_string()))?;
+        let producer: BaseProducer<Reports> = kafka::producer(config)
+            .create_with_context(Reports::default())
+            .map_err(|e| Error::Create { brokers: config.brokers.clone(), detail: e.to_string() })?;
         let producer = Arc::new(producer);
-        let events = producer.clone();
-        let end = Arc::new(End::default());
-        let ended = end.clone();
-        std::thread::Builder::new()
-            .name("kafka-acks".into())
-            .spawn(move || {
-                while !ended.0.load(Ordering::Relaxed) {
-                    events.poll(END_CHECK);
-                }
-            })
-            .map_err(|e| create(e.to_string()))?;
-        Ok(Self { producer, _end: Arc::new(EndOnDrop(end)) })
+        let mut events = JoinSet::new();
+        events.spawn(take_events(QueueWaker::new(producer.clone())));
+        Ok(Self { producer, _events: Arc::new(events) })
     }
 
     /// Hands a record to the producer; `tag` comes back through `deliveries` exactly once.
