@@ -25,4 +25,4 @@ WORKDIR /usr/share/tollstream
 # Facade; admin and metrics.
 EXPOSE 4000 4001
 ENTRYPOINT ["tollstream"]
-CMD ["run", "--roles", "facade,processor,sink"]
+CMD ["run", "--roles", "facade,processor,projection,sink"]

@@ -153,6 +153,9 @@ pub struct Processor {
     pub offset_commit_ms: u64,
     /// How often the partitions' clocks tick.
     pub tick_ms: u64,
+    /// Key of the fingerprints of bodies; the same in all processes. Without one, who reads the journal can test guesses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fingerprint_key: Option<Secret>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -278,6 +281,7 @@ impl Default for Processor {
             dead_letter_bytes_max: 64 << 10,
             offset_commit_ms: 1_000,
             tick_ms: 100,
+            fingerprint_key: None,
         }
     }
 }
@@ -302,7 +306,7 @@ impl Default for Providers {
             connect_timeout_ms: 5_000,
             first_token_timeout_ms: 60_000,
             between_tokens_timeout_ms: 30_000,
-            answer_bytes_max: 8 << 20,
+            answer_bytes_max: (8 << 20) - (64 << 10),
             event_bytes_max: 1 << 20,
             credentials: BTreeMap::new(),
         }
@@ -356,6 +360,11 @@ impl Config {
         }
         if self.kafka.record_bytes_max < self.facade.body_bytes_max + 65_536 {
             let problem = "must be at least facade.body_bytes_max + 65536";
+            let value = self.kafka.record_bytes_max.to_string();
+            return Err(Error::Invalid { key: "kafka.record_bytes_max", value, problem });
+        }
+        if self.kafka.record_bytes_max < self.providers.answer_bytes_max + 65_536 {
+            let problem = "must be at least providers.answer_bytes_max + 65536";
             let value = self.kafka.record_bytes_max.to_string();
             return Err(Error::Invalid { key: "kafka.record_bytes_max", value, problem });
         }

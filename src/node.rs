@@ -111,6 +111,11 @@ impl Node {
             follow.await;
             Ok(())
         });
+        let watched = publisher::watch(publisher.clone(), health.clone(), followers.clone());
+        tasks.spawn(async move {
+            watched.await;
+            Ok(())
+        });
         let shared = Shared {
             config,
             partitions,

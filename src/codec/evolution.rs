@@ -123,6 +123,10 @@ fn what_an_older_version_did_not_have_yet_gets_the_default_of_the_schema() {
     let mut count = 0;
     for topic in Topic::ALL {
         for (what, writer) in changed(topic, &mut without_field) {
+            // A field that holds the definition of a type which another one names cannot be taken away alone.
+            if !Schema::parse_str(&writer).is_ok_and(|schema| ResolvedSchema::new(&schema).is_ok()) {
+                continue;
+            }
             prove(topic, &writer, &what);
             count += 1;
         }

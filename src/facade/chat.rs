@@ -89,16 +89,17 @@ async fn read_body(permit: &mut Permit, headers: &HeaderMap, body: Body, max: us
     if length.is_some_and(|length| length > max) {
         return Err(Refusal::BodyTooLarge { max });
     }
-    permit.reserve_body(length.unwrap_or(max))?;
-    let read = tokio::time::timeout(BODY_TIMEOUT, collect(body, length, max));
+    let read = tokio::time::timeout(BODY_TIMEOUT, collect(permit, body, length, max));
     read.await.map_err(|_| Refusal::BodyTimeout { seconds: BODY_TIMEOUT.as_secs() })?
 }
 
-async fn collect(body: Body, length: Option<usize>, max: usize) -> Result<Bytes, Refusal> {
+async fn collect(permit: &mut Permit, body: Body, length: Option<usize>, max: usize) -> Result<Bytes, Refusal> {
     let mut pieces = body.into_data_stream();
     let mut all = BytesMut::new();
     while let Some(piece) = pieces.next().await {
         let piece = piece.map_err(|_| Refusal::BodyUnreadable)?;
+        // What is announced takes no room, what has come does: who announces much and sends nothing holds nobody up.
+        permit.take_body(piece.len())?;
         // Most bodies come in one piece, which needs no copy.
         if all.is_empty() && length == Some(piece.len()) {
             return Ok(piece);

@@ -35,15 +35,7 @@ pub fn content(attempt: u32, sequence: u32, events: &[&str]) -> Frame {
 }
 
 fn terminal(outcome: Outcome) -> Terminal {
-    Terminal {
-        outcome,
-        head: Some(head()),
-        body: None,
-        usage: None,
-        cost_pico_usd: None,
-        finish_reason: None,
-        error: None,
-    }
+    Terminal { head: Some(head()), ..Terminal::of(outcome) }
 }
 
 /// The terminal of a stream that completed after `sequence` content frames.

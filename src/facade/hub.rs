@@ -279,14 +279,13 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Takes room for a body of up to so many bytes.
-    pub fn reserve_body(&mut self, bytes: usize) -> Result<(), Refusal> {
-        self.release_body();
+    /// Takes room for so many more bytes of the body.
+    pub fn take_body(&mut self, bytes: usize) -> Result<(), Refusal> {
         if self.hub.bodies_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > BODIES_BYTES_MAX {
             self.hub.bodies_bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Err(Refusal::Overloaded);
         }
-        self.body_bytes = bytes;
+        self.body_bytes += bytes;
         Ok(())
     }
 

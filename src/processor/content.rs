@@ -29,6 +29,8 @@ pub enum Error {
     NoMessages,
     #[error("n must be from 1 to 128")]
     Choices,
+    #[error("{name} must be at most {OUTPUT_CAP_MAX}")]
+    OutputCap { name: &'static str },
 }
 
 #[derive(Deserialize)]
@@ -56,6 +58,9 @@ struct StreamOptions {
     include_usage: Option<bool>,
 }
 
+/// Largest output cap that is taken, in tokens: a thousand times what any model puts out.
+const OUTPUT_CAP_MAX: u64 = 1_000_000_000;
+
 /// Reads the body once.
 pub fn read(body: &[u8]) -> Result<Content, Error> {
     let view: View<'_> = serde_json::from_slice(body).map_err(|e| Error::Json(e.to_string()))?;
@@ -65,6 +70,11 @@ pub fn read(body: &[u8]) -> Result<Content, Error> {
     let choices = view.n.unwrap_or(1);
     if choices == 0 || choices > 128 {
         return Err(Error::Choices);
+    }
+    for (name, cap) in [("max_completion_tokens", view.max_completion_tokens), ("max_tokens", view.max_tokens)] {
+        if cap.is_some_and(|cap| cap > OUTPUT_CAP_MAX) {
+            return Err(Error::OutputCap { name });
+        }
     }
     Ok(Content {
         model: view.model.map(Cow::into_owned),

@@ -21,11 +21,20 @@ const BYTES_PER_TOKEN: u64 = 4;
 /// Tokens that the chat format adds to each message (OpenAI's cookbook, "How to count tokens with tiktoken").
 const TOKENS_PER_MESSAGE: u64 = 3;
 
+/// Most characters of a finish reason that are kept: it is a word, whatever a provider may write there.
+const FINISH_REASON_CHARS_MAX: usize = 64;
+
+fn bounded(text: &str, chars_max: usize) -> String {
+    text.chars().take(chars_max).collect()
+}
+
 /// What became of a provider call, as the shell saw it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttemptReport {
     pub key: RequestKey,
     pub attempt: u32,
+    /// Whether the provider was called at all: the deadline may pass, or a cancel come, before.
+    pub called: bool,
     pub end: AttemptEnd,
     pub summary: Summary,
     pub content_frames: u32,
@@ -99,7 +108,7 @@ pub fn posting(control: &Tables, open: &OpenRequest, report: &AttemptReport) -> 
         simulated: report.simulated,
         error_code: failure.map(|f| f.class.code().to_owned()),
         upstream_status: failure.and_then(|f| f.upstream_status),
-        finish_reason: report.summary.finish_reason.clone(),
+        finish_reason: report.summary.finish_reason.as_deref().map(|reason| bounded(reason, FINISH_REASON_CHARS_MAX)),
         content_frames: report.content_frames,
         time_to_first_token_ms: report.time_to_first_token_ms,
         duration_ms: Some(report.duration_ms),
@@ -107,12 +116,29 @@ pub fn posting(control: &Tables, open: &OpenRequest, report: &AttemptReport) -> 
     }
 }
 
-/// The posting of an attempt whose owner went away: nobody knows what it put out, so its cost is unknown.
+/// The posting of an attempt whose owner went away. It says what is known to have been put out; what it cost in the end
+/// nobody here knows. (If the former owner learns it, it becomes an orphan's posting.)
 pub fn interrupted_posting(control: &Tables, open: &OpenRequest) -> AttemptEnded {
-    let usage = TokenUsage { input: Some(estimated_input(&open.admitted.features)), ..TokenUsage::default() };
+    unreported(control, open, Outcome::Interrupted, "interrupted")
+}
+
+/// The posting of an attempt that should have ended long ago.
+pub fn lost_posting(control: &Tables, open: &OpenRequest) -> AttemptEnded {
+    unreported(control, open, Outcome::Failed, "deadline_exceeded")
+}
+
+fn unreported(control: &Tables, open: &OpenRequest, outcome: Outcome, code: &str) -> AttemptEnded {
+    let put_out = open.progress.text_bytes.div_ceil(BYTES_PER_TOKEN);
+    let usage = TokenUsage {
+        input: Some(estimated_input(&open.admitted.features)),
+        output: (put_out > 0).then_some(put_out),
+        ..TokenUsage::default()
+    };
     AttemptEnded {
-        error_code: Some("interrupted".to_owned()),
-        ..priced(control, open, Outcome::Interrupted, usage, UsageSource::Estimated)
+        error_code: Some(code.to_owned()),
+        content_frames: open.progress.content_frames,
+        cost_pico_usd: None,
+        ..priced(control, open, outcome, usage, UsageSource::Estimated)
     }
 }
 
@@ -187,7 +213,7 @@ fn usage_of(features: &Features, report: &AttemptReport) -> (TokenUsage, UsageSo
     ));
     let answered_with_an_error = matches!(&report.end, AttemptEnd::Failed(failure)
         if failure.upstream_status.is_some_and(|status| status >= 300));
-    if report.content_frames == 0 && (refused || answered_with_an_error) {
+    if !report.called || (report.content_frames == 0 && (refused || answered_with_an_error)) {
         return (TokenUsage::NOTHING, UsageSource::None);
     }
     let usage = TokenUsage {

@@ -6,10 +6,14 @@
 
 pub mod content;
 pub mod inference;
+pub mod memory;
 pub mod refusal;
 pub mod router;
 pub mod state;
+pub mod tenure;
 
+#[cfg(test)]
+mod histories;
 #[cfg(test)]
 mod tests;
 
@@ -20,17 +24,21 @@ use crate::domain::ids::partition_of;
 use crate::domain::{ModelName, OrganizationId, RequestId, RequestKey, Timestamp};
 use crate::records::Outcome;
 use crate::records::journal::{
-    CancelRequested, Candidate, Commit, Fact, InputKind, RecordSkipped, RequestAdmitted, RequestContext, RequestRefused,
+    AttemptEnded, AttemptProgressed, CancelRequested, Candidate, Commit, Fact, InputKind, OrphanPosted, RecordSkipped,
+    RequestAdmitted, RequestContext, RequestRefused,
 };
 use crate::records::requests::{Cancel, Chat};
-use crate::records::responses::{ApiError, Frame, FrameBody, Head, Terminal};
+use crate::records::responses::{ApiError, Frame, FrameBody, Head, Original, Terminal};
 use content::Content;
 use inference::{AttemptReport, Next};
-pub use state::{OpenRequest, State, evolve, key_of};
+use memory::{Before, Ended};
+pub use state::{OpenRequest, State, evolve, fold, key_of};
 
 /// Most tags of a request, and most bytes of a tag's name or value.
 const TAGS_MAX: usize = 16;
 const TAG_BYTES_MAX: usize = 64;
+/// Most bytes of the nonce that an asker gives to know its answers by.
+const NONCE_BYTES_MAX: usize = 200;
 
 /// What is decided on.
 #[derive(Debug)]
@@ -41,6 +49,8 @@ pub enum Input<'a> {
         received_at: Timestamp,
         chat: &'a Chat,
         content: Result<Content, content::Error>,
+        /// Keyed hash of the body.
+        fingerprint: Option<String>,
     },
     Cancel {
         source_offset: i64,
@@ -53,8 +63,18 @@ pub enum Input<'a> {
         reason: &'static str,
     },
     AttemptEnded(AttemptReport),
+    /// A call under way, and what it has put out so far.
+    AttemptProgressed(RequestKey, AttemptProgressed),
     /// A request that was open when its owner changed.
-    TakenOver(RequestKey),
+    TakenOver {
+        key: RequestKey,
+        /// Its body could be read again.
+        has_body: bool,
+    },
+    /// An open request whose deadline and grace have passed.
+    Overdue(RequestKey),
+    /// The end of a call in the commit at this offset, which does not count.
+    Orphaned(i64),
 }
 
 /// What comes in beside the input: time, rules, and what the shell has room for.
@@ -129,9 +149,14 @@ pub struct ProviderCall {
 /// Decides what becomes of an input.
 pub fn decide(state: &State, input: &Input<'_>, context: &Context<'_>) -> Decision {
     match input {
-        Input::Chat { source_offset, received_at, chat, content } => decide_chat(
+        Input::Chat { source_offset, received_at, chat, content, fingerprint } => decide_chat(
             state,
-            Arrival { source_offset: *source_offset, received_at: *received_at, chat },
+            Arrival {
+                source_offset: *source_offset,
+                received_at: *received_at,
+                chat,
+                fingerprint: fingerprint.as_deref(),
+            },
             content,
             context,
         ),
@@ -140,7 +165,10 @@ pub fn decide(state: &State, input: &Input<'_>, context: &Context<'_>) -> Decisi
         }
         Input::Skip { source_offset, reason } => skip(*source_offset, reason),
         Input::AttemptEnded(report) => decide_attempt_ended(state, report, context),
-        Input::TakenOver(key) => decide_taken_over(state, key, context),
+        Input::AttemptProgressed(key, progressed) => decide_progressed(state, key, *progressed),
+        Input::TakenOver { key, has_body } => decide_taken_over(state, key, *has_body, context),
+        Input::Overdue(key) => decide_overdue(state, key, context),
+        Input::Orphaned(journal_offset) => decide_orphaned(state, *journal_offset),
     }
 }
 
@@ -163,6 +191,7 @@ struct Arrival<'a> {
     source_offset: i64,
     received_at: Timestamp,
     chat: &'a Chat,
+    fingerprint: Option<&'a str>,
 }
 
 fn decide_chat(
@@ -173,10 +202,7 @@ fn decide_chat(
 ) -> Decision {
     let chat = arrival.chat;
     let mut request = context_of(&arrival);
-    if let Some(open) = state.open(&key_of(&chat.organization, &chat.request_id)) {
-        // Whoever asks the same again from elsewhere waits for an answer of its own; a mere repeat does not.
-        let elsewhere = chat.reply_nonce != open.admitted.reply_nonce;
-        let answer = elsewhere.then(|| refused(chat, refusal::duplicate(), context));
+    if let Some(answer) = repeated(state, &arrival, context) {
         let facts = vec![Fact::RecordSkipped(RecordSkipped { reason: "duplicate".to_owned() })];
         return Decision { facts, commands: answer.into_iter().collect(), ..from_record(&arrival, request) };
     }
@@ -195,21 +221,49 @@ fn decide_chat(
     }
 }
 
+/// Whether the request was asked before: `Some` with what its asker is told, if anything. Whoever asks again from
+/// elsewhere is told where the first one's answer stands; a mere repeat of the record has its answer, or will.
+fn repeated(state: &State, arrival: &Arrival<'_>, context: &Context<'_>) -> Option<Option<Command>> {
+    let chat = arrival.chat;
+    let key = key_of(&chat.organization, &chat.request_id);
+    let (original, differs, is_told) = match (state.open(&key), state.memory.before(&key)) {
+        (Some(OpenRequest { context, admitted, .. }), _) => {
+            let original = Original { partition: admitted.reply_partition, since: context.received_at, open: true };
+            let differs = match (&admitted.body_fingerprint, arrival.fingerprint) {
+                (Some(before), Some(now)) => before != now,
+                _ => false,
+            };
+            (original, differs, chat.reply_nonce != admitted.reply_nonce)
+        }
+        (None, Some(before)) => {
+            let Before { reply_partition: partition, received_at: since, .. } = *before;
+            (Original { partition, since, open: false }, before.differs_from(arrival.fingerprint), true)
+        }
+        (None, None) => return None,
+    };
+    let answer = || match differs {
+        true => refused_repeat(chat, refusal::other_body(), None, context),
+        false => refused_repeat(chat, refusal::duplicate(original.open), Some(original), context),
+    };
+    Some((differs || is_told).then(answer))
+}
+
 /// The terminal of a request that is not admitted.
 fn refused(chat: &Chat, error: ApiError, context: &Context<'_>) -> Command {
+    refused_repeat(chat, error, None, context)
+}
+
+fn refused_repeat(chat: &Chat, error: ApiError, original: Option<Original>, context: &Context<'_>) -> Command {
     let terminal = Terminal {
-        outcome: Outcome::Refused,
-        head: None,
-        body: None,
-        usage: None,
         cost_pico_usd: Some(crate::domain::PicoUsd::ZERO),
-        finish_reason: None,
         error: Some(error),
+        original,
+        ..Terminal::of(Outcome::Refused)
     };
     let frame = Frame {
         organization: chat.organization.clone(),
         request_id: chat.request_id.clone(),
-        nonce: chat.reply_nonce.clone(),
+        nonce: chat.reply_nonce.clone().filter(|_| nonce_fits(chat)),
         tenure: context.tenure,
         attempt: 0,
         sequence: 0,
@@ -260,6 +314,7 @@ fn admit(
         reply_nonce: chat.reply_nonce.clone(),
         include_usage: content.include_usage,
         features: content.features,
+        body_fingerprint: arrival.fingerprint.map(str::to_owned),
     };
     let candidate = &route.routed.candidates[0];
     let started = inference::start(context.control, candidate, 1).ok_or_else(|| refusal::no_price(&named))?;
@@ -291,6 +346,9 @@ fn supported(chat: &Chat, bounds: &Bounds) -> Result<(), ApiError> {
     if chat.reply_partition.is_some_and(|p| p < 0 || p >= bounds.partitions as i32) {
         let most = bounds.partitions.saturating_sub(1);
         return Err(refusal::invalid_request(format!("reply_partition must be from 0 to {most}")));
+    }
+    if !nonce_fits(chat) {
+        return Err(refusal::invalid_request(format!("reply_nonce must have at most {NONCE_BYTES_MAX} bytes")));
     }
     let tag_fits = |(name, value): (&String, &String)| name.len() <= TAG_BYTES_MAX && value.len() <= TAG_BYTES_MAX;
     if chat.tags.len() > TAGS_MAX || !chat.tags.iter().all(tag_fits) {
@@ -342,63 +400,149 @@ fn decide_attempt_ended(state: &State, report: &AttemptReport, context: &Context
         facts: Vec::new(),
         commands: Vec::new(),
     };
-    let next = match inference::next(open, report, context.at) {
-        Next::Call(index) => {
-            let candidate = &open.routed.candidates[index];
-            let attempt = open.attempt + 1;
-            let started = inference::start(context.control, candidate, attempt);
-            let how = (&open.admitted, open.context.stream);
-            started.zip(call(context.control, report.key.clone(), candidate, attempt, how))
-        }
-        Next::Settle { .. } => None,
-    };
-    if let Some((started, call)) = next {
-        let facts = vec![Fact::AttemptEnded(Box::new(posting)), Fact::AttemptStarted(started)];
-        return Decision { facts, commands: vec![Command::Call(Box::new(call))], ..decided };
-    }
     let (outcome, status, error) = match inference::next(open, report, context.at) {
         Next::Settle { outcome, status, error } => (outcome, status, error),
-        // The next candidate left the catalogue between routing and now.
-        Next::Call(_) => (Outcome::Failed, 503, Some(refusal::no_price(open.started.model.as_str()))),
+        Next::Call(index) => match call_again(open, &report.key, index, context.control) {
+            Some((started, call)) => {
+                let facts = vec![Fact::AttemptEnded(Box::new(posting)), started];
+                return Decision { facts, commands: vec![call], ..decided };
+            }
+            // The next candidate left the catalogue between routing and now.
+            None => (Outcome::Failed, 503, Some(refusal::no_price(open.started.model.as_str()))),
+        },
     };
     let settled = inference::settlement(open, &posting, outcome, status, context.at);
     let terminal = Terminal {
-        outcome,
         head: Some(head_of(&open.routed.candidates[open.candidate])),
         body: report.body.clone(),
         usage: Some(posting.usage),
         cost_pico_usd: settled.cost_pico_usd,
         finish_reason: posting.finish_reason.clone(),
         error,
+        ..Terminal::of(outcome)
     };
     let answer = answer(&report.key, open, settled.content_frames, terminal, context);
     let facts = vec![Fact::AttemptEnded(Box::new(posting)), Fact::RequestSettled(settled)];
     Decision { facts, commands: vec![answer], ..decided }
 }
 
-fn decide_taken_over(state: &State, key: &RequestKey, context: &Context<'_>) -> Decision {
+/// The next attempt of an open request, with the candidate at `index`: its fact and its call.
+fn call_again(open: &OpenRequest, key: &RequestKey, index: usize, control: &Tables) -> Option<(Fact, Command)> {
+    let candidate = open.routed.candidates.get(index)?;
+    let attempt = open.attempt + 1;
+    let started = inference::start(control, candidate, attempt)?;
+    let call = call(control, key.clone(), candidate, attempt, (&open.admitted, open.context.stream))?;
+    Some((Fact::AttemptStarted(started), Command::Call(Box::new(call))))
+}
+
+fn decide_progressed(state: &State, key: &RequestKey, progressed: AttemptProgressed) -> Decision {
+    let Some(open) = state.open(key).filter(|open| open.attempt == progressed.attempt) else {
+        return nothing(InputKind::Provider);
+    };
+    of_open(InputKind::Provider, key, open, vec![Fact::AttemptProgressed(progressed)], Vec::new())
+}
+
+/// The former owner's call is lost. As long as nobody can have seen content of it, the same candidate is called anew.
+fn decide_taken_over(state: &State, key: &RequestKey, has_body: bool, context: &Context<'_>) -> Decision {
     let Some(open) = state.open(key) else { return nothing(InputKind::Takeover) };
     let posting = inference::interrupted_posting(context.control, open);
-    let error = refusal::interrupted();
-    let settled = inference::settlement(open, &posting, Outcome::Interrupted, error.status, context.at);
-    let terminal = Terminal {
-        outcome: Outcome::Interrupted,
-        head: None,
-        body: None,
-        usage: None,
-        cost_pico_usd: settled.cost_pico_usd,
-        finish_reason: None,
-        error: Some(error),
-    };
-    let answer = answer(key, open, 0, terminal, context);
+    if open.cancelled {
+        return give_up(InputKind::Takeover, key, open, posting, (Outcome::Cancelled, refusal::cancelled()), context);
+    }
+    let may_call = has_body
+        && open.progress.content_frames == 0
+        && open.attempt < open.routed.max_attempts
+        && context.at < open.admitted.deadline_at;
+    match may_call.then(|| call_again(open, key, open.candidate, context.control)).flatten() {
+        Some((started, call)) => {
+            let facts = vec![Fact::AttemptEnded(Box::new(posting)), started];
+            of_open(InputKind::Takeover, key, open, facts, vec![call])
+        }
+        None => {
+            let end = (Outcome::Interrupted, refusal::interrupted());
+            give_up(InputKind::Takeover, key, open, posting, end, context)
+        }
+    }
+}
+
+/// A call that should have ended long ago: whatever became of it, its asker is told.
+fn decide_overdue(state: &State, key: &RequestKey, context: &Context<'_>) -> Decision {
+    let Some(open) = state.open(key) else { return nothing(InputKind::Timer) };
+    let posting = inference::lost_posting(context.control, open);
+    let end = (Outcome::Failed, refusal::deadline());
+    let mut decision = give_up(InputKind::Timer, key, open, posting, end, context);
+    decision.commands.insert(0, Command::Abort(key.clone()));
+    decision
+}
+
+fn decide_orphaned(state: &State, journal_offset: i64) -> Decision {
+    let Some(orphan) = state.orphan(journal_offset) else { return nothing(InputKind::Takeover) };
     Decision {
-        input: InputKind::Takeover,
+        organization: Some(orphan.organization.clone()),
+        request: Some(orphan.context.clone()),
+        facts: vec![Fact::OrphanPosted(OrphanPosted { journal_offset, posting: orphan.posting.clone() })],
+        ..nothing(InputKind::Takeover)
+    }
+}
+
+/// Settles an open request whose attempt ended without a report.
+fn give_up(
+    input: InputKind,
+    key: &RequestKey,
+    open: &OpenRequest,
+    posting: AttemptEnded,
+    (outcome, error): (Outcome, ApiError),
+    context: &Context<'_>,
+) -> Decision {
+    let settled = inference::settlement(open, &posting, outcome, error.status, context.at);
+    let terminal = Terminal { cost_pico_usd: settled.cost_pico_usd, error: Some(error), ..Terminal::of(outcome) };
+    let answer = answer(key, open, settled.content_frames, terminal, context);
+    let facts = vec![Fact::AttemptEnded(Box::new(posting)), Fact::RequestSettled(settled)];
+    of_open(input, key, open, facts, vec![answer])
+}
+
+fn of_open(
+    input: InputKind,
+    key: &RequestKey,
+    open: &OpenRequest,
+    facts: Vec<Fact>,
+    commands: Vec<Command>,
+) -> Decision {
+    Decision {
+        input,
         source_offset: None,
         organization: Some(key.organization.clone()),
         request: Some(open.context.clone()),
-        facts: vec![Fact::AttemptEnded(Box::new(posting)), Fact::RequestSettled(settled)],
-        commands: vec![answer],
+        facts,
+        commands,
     }
+}
+
+/// The terminal of a request that is settled, for readers that did not get it from the former owner. What was content
+/// of it is in nobody's journal: a whole answer comes without its body.
+pub fn terminal_again(ended: &Ended, tenure: i64, at: Timestamp) -> Command {
+    let error = match ended.outcome {
+        Outcome::Completed => None,
+        _ => Some(refusal::ended_before(ended.status, ended.error_code.as_deref())),
+    };
+    let terminal = Terminal {
+        usage: ended.usage,
+        cost_pico_usd: ended.cost_pico_usd,
+        finish_reason: ended.finish_reason.clone(),
+        error,
+        ..Terminal::of(ended.outcome)
+    };
+    let frame = Frame {
+        organization: ended.key.organization.clone(),
+        request_id: ended.key.request.clone(),
+        nonce: ended.reply_nonce.clone(),
+        tenure,
+        attempt: ended.attempt,
+        sequence: ended.content_frames,
+        at,
+        body: FrameBody::Terminal(Box::new(terminal)),
+    };
+    Command::Answer { partition: ended.reply_partition, frame: Box::new(frame) }
 }
 
 fn answer(key: &RequestKey, open: &OpenRequest, sequence: u32, terminal: Terminal, context: &Context<'_>) -> Command {
@@ -472,6 +616,10 @@ fn context_of(arrival: &Arrival<'_>) -> RequestContext {
         traceparent: chat.traceparent.as_ref().map(|t| t.chars().take(TAG_BYTES_MAX).collect()),
         ..RequestContext::of_request(chat.request_id.clone(), arrival.received_at)
     }
+}
+
+fn nonce_fits(chat: &Chat) -> bool {
+    chat.reply_nonce.as_ref().is_none_or(|nonce| nonce.len() <= NONCE_BYTES_MAX)
 }
 
 /// The tags that fit; a request with others is refused, and its refusal must still be bounded.

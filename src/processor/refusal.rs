@@ -8,12 +8,15 @@ use crate::records::responses::ApiError;
 /// The status of a request that its asker gave up (nginx's 499: there is no registered one).
 pub const CLIENT_CLOSED_REQUEST: u16 = 499;
 
+/// Most characters of a message: some repeat what the asker sent.
+const MESSAGE_CHARS_MAX: usize = 1_000;
+
 fn error(status: u16, kind: &str, code: &str, message: impl Into<String>) -> ApiError {
     ApiError {
         status,
         r#type: kind.to_owned(),
         code: code.to_owned(),
-        message: message.into(),
+        message: message.into().chars().take(MESSAGE_CHARS_MAX).collect(),
         param: None,
         retry_after_ms: None,
     }
@@ -69,8 +72,33 @@ pub fn over_capacity(share: bool) -> ApiError {
     ApiError { retry_after_ms: Some(1_000), ..refusal }
 }
 
-pub fn duplicate() -> ApiError {
-    error(409, "invalid_request_error", "duplicate_request", "a request with this id is being answered already")
+/// A request that was asked before; its answer is being given, or was.
+pub fn duplicate(open: bool) -> ApiError {
+    let message = match open {
+        true => "a request with this id is being answered already",
+        false => "a request with this id was answered already",
+    };
+    error(409, "invalid_request_error", "duplicate_request_id", message)
+}
+
+pub fn other_body() -> ApiError {
+    let message = "a request with this id was asked before with another body; give every request an id of its own";
+    error(409, "invalid_request_error", "request_id_reused", message)
+}
+
+pub fn deadline() -> ApiError {
+    error(504, "server_error", "deadline_exceeded", "the deadline passed before the request was answered")
+}
+
+/// What is left of the error of a request that a former owner settled.
+pub fn ended_before(status: u16, code: Option<&str>) -> ApiError {
+    let kind = if status < 500 { "invalid_request_error" } else { "server_error" };
+    error(
+        status,
+        kind,
+        code.unwrap_or("failed"),
+        "the request has ended; the details went with the worker that knew them",
+    )
 }
 
 pub fn cancelled() -> ApiError {

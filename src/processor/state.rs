@@ -1,11 +1,20 @@
 //! What a partition's owner knows: the fold of its journal.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use crate::domain::{OrganizationId, PicoUsd, RequestId, RequestKey, Timestamp};
-use crate::records::journal::{AttemptStarted, Commit, Fact, RequestAdmitted, RequestContext, RequestRouted};
+use crate::records::journal::{
+    AttemptEnded, AttemptStarted, Commit, Entry, Fact, InputKind, RequestAdmitted, RequestContext, RequestRouted,
+    RequestSettled,
+};
 
 use super::inference;
+use super::memory::{Ended, Memory};
+
+/// How long after its deadline an open request is given up: its call ends itself at the deadline, so this is for one
+/// whose end was never told.
+pub const DEADLINE_GRACE: Duration = Duration::from_secs(30);
 
 /// The state of one partition.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -16,8 +25,21 @@ pub struct State {
     pub last_source_offset: Option<i64>,
     /// The highest control offset that a commit used.
     pub control_offset: Option<i64>,
+    pub memory: Memory,
     open: HashMap<RequestKey, OpenRequest>,
     open_of: HashMap<OrganizationId, usize>,
+    /// The open requests by deadline.
+    deadlines: BTreeSet<(Timestamp, RequestKey)>,
+    /// Ends of calls in commits that do not count, by the offset of the commit, until they are posted.
+    orphans: BTreeMap<i64, Orphan>,
+}
+
+/// The end of a call that a former owner appended after it had lost the partition: the money is spent all the same.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Orphan {
+    pub organization: OrganizationId,
+    pub context: RequestContext,
+    pub posting: Box<AttemptEnded>,
 }
 
 /// A request that was admitted and is not settled.
@@ -36,6 +58,14 @@ pub struct OpenRequest {
     /// Cost of the attempts before; `None` once one of them is unknown.
     pub posted: Option<PicoUsd>,
     pub cancelled: bool,
+    /// What the current attempt is known to have put out: content frames, and bytes of text.
+    pub progress: Progress,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Progress {
+    pub content_frames: u32,
+    pub text_bytes: u64,
 }
 
 impl State {
@@ -52,10 +82,46 @@ impl State {
         self.open_of.get(organization).copied().unwrap_or(0)
     }
 
-    fn close(&mut self, key: &RequestKey) {
-        if self.open.remove(key).is_none() {
-            return;
+    /// The open request that is the longest overdue at `now`, if one is.
+    pub fn overdue(&self, now: Timestamp) -> Option<&RequestKey> {
+        let (deadline, key) = self.deadlines.first()?;
+        (deadline.plus(DEADLINE_GRACE) <= now).then_some(key)
+    }
+
+    /// What former owners spent and nobody has posted, by the offset of their commits.
+    pub fn orphans(&self) -> impl Iterator<Item = (i64, &Orphan)> {
+        self.orphans.iter().map(|(offset, orphan)| (*offset, orphan))
+    }
+
+    pub fn orphan(&self, journal_offset: i64) -> Option<&Orphan> {
+        self.orphans.get(&journal_offset)
+    }
+
+    fn insert(&mut self, key: RequestKey, open: OpenRequest) {
+        self.deadlines.insert((open.admitted.deadline_at, key.clone()));
+        if self.open.insert(key.clone(), open).is_none() {
+            *self.open_of.entry(key.organization).or_default() += 1;
         }
+    }
+
+    fn close(&mut self, key: &RequestKey, at: Timestamp, settled: &RequestSettled, last: Option<&AttemptEnded>) {
+        let Some(open) = self.open.remove(key) else { return };
+        self.deadlines.remove(&(open.admitted.deadline_at, key.clone()));
+        let ended = Ended {
+            key: key.clone(),
+            at,
+            reply_partition: open.admitted.reply_partition,
+            reply_nonce: open.admitted.reply_nonce,
+            attempt: open.attempt,
+            content_frames: settled.content_frames,
+            outcome: settled.outcome,
+            status: settled.status,
+            error_code: settled.error_code.clone(),
+            usage: last.map(|posting| posting.usage),
+            cost_pico_usd: settled.cost_pico_usd,
+            finish_reason: last.and_then(|posting| posting.finish_reason.clone()),
+        };
+        self.memory.settled(ended, open.context.received_at, open.admitted.body_fingerprint.as_deref());
         if let Some(count) = self.open_of.get_mut(&key.organization) {
             *count -= 1;
             if *count == 0 {
@@ -65,15 +131,36 @@ impl State {
     }
 }
 
+/// Folds an entry of the journal, of which [`Tenancy::accept`](crate::records::journal::Tenancy::accept) has said whether
+/// it counts. Of a commit that does not count, the ends of calls are kept: they cost money.
+pub fn fold(state: &mut State, offset: i64, entry: &Entry, effective: bool) {
+    match entry {
+        Entry::Commit(commit) if effective => evolve(state, commit),
+        Entry::Commit(commit) if commit.input == InputKind::Provider => {
+            let (Some(organization), Some(context)) = (&commit.organization, &commit.request) else { return };
+            for fact in &commit.facts {
+                if let Fact::AttemptEnded(posting) = fact {
+                    let (organization, context, posting) = (organization.clone(), context.clone(), posting.clone());
+                    state.orphans.insert(offset, Orphan { organization, context, posting });
+                }
+            }
+        }
+        // Nothing was called for the others.
+        Entry::Commit(_) | Entry::OwnershipTaken(_) => {}
+    }
+}
+
 /// Folds one effective commit into the state. Total: every fact that was written can be folded.
 pub fn evolve(state: &mut State, commit: &Commit) {
     state.clock = state.clock.max(commit.at);
     state.control_offset = state.control_offset.max(Some(commit.control_offset));
     state.last_source_offset = state.last_source_offset.max(commit.source_offset);
+    state.memory.forget(state.clock);
     let (Some(organization), Some(context)) = (&commit.organization, &commit.request) else { return };
     let key = key_of(organization, &context.request_id);
     let mut routed: Option<&RequestRouted> = None;
     let mut admitted: Option<&RequestAdmitted> = None;
+    let mut last: Option<&AttemptEnded> = None;
     for fact in &commit.facts {
         match fact {
             Fact::RequestAdmitted(fact) => admitted = Some(fact),
@@ -91,10 +178,9 @@ pub fn evolve(state: &mut State, commit: &Commit) {
                         started_at: commit.at,
                         posted: Some(PicoUsd::ZERO),
                         cancelled: false,
+                        progress: Progress::default(),
                     };
-                    if state.open.insert(key.clone(), open).is_none() {
-                        *state.open_of.entry(organization.clone()).or_default() += 1;
-                    }
+                    state.insert(key.clone(), open);
                 }
                 _ => {
                     if let Some(open) = state.open.get_mut(&key) {
@@ -102,10 +188,17 @@ pub fn evolve(state: &mut State, commit: &Commit) {
                         open.attempt = started.attempt;
                         open.started = started.clone();
                         open.started_at = commit.at;
+                        open.progress = Progress::default();
                     }
                 }
             },
+            Fact::AttemptProgressed(fact) => {
+                if let Some(open) = state.open.get_mut(&key).filter(|open| open.attempt == fact.attempt) {
+                    open.progress = Progress { content_frames: fact.content_frames, text_bytes: fact.text_bytes };
+                }
+            }
             Fact::AttemptEnded(posting) => {
+                last = Some(posting);
                 if let Some(open) = state.open.get_mut(&key) {
                     open.posted = inference::sum(open.posted, posting.cost_pico_usd);
                 }
@@ -115,7 +208,10 @@ pub fn evolve(state: &mut State, commit: &Commit) {
                     open.cancelled = true;
                 }
             }
-            Fact::RequestSettled(_) => state.close(&key),
+            Fact::RequestSettled(settled) => state.close(&key, commit.at, settled, last),
+            Fact::OrphanPosted(orphan) => {
+                state.orphans.remove(&orphan.journal_offset);
+            }
             Fact::RequestRefused(_) | Fact::RecordSkipped(_) => {}
         }
     }

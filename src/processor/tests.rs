@@ -9,17 +9,18 @@ use super::*;
 use crate::domain::{DeploymentId, PicoUsd, PolicyName, TokenUsage};
 use crate::provider::{Failure, FailureClass, Summary};
 use crate::records::control::{ControlRecord, Deployment, Model, Organization, Policy, PolicyTier, PriceEntry};
+use crate::records::journal::Entry;
 use crate::records::{Origin, UsageSource};
 
 const PARTITIONS: u32 = 4;
-const BOUNDS: Bounds = Bounds {
+pub const BOUNDS: Bounds = Bounds {
     partitions: PARTITIONS,
     body_bytes_max: 1_000,
     timeout: Duration::from_secs(60),
     timeout_max: Duration::from_secs(600),
 };
 
-fn at(ms: i64) -> Timestamp {
+pub fn at(ms: i64) -> Timestamp {
     Timestamp::from_millis(ms)
 }
 
@@ -78,7 +79,7 @@ fn model(tier: u8, deployments: Vec<Deployment>) -> Model {
     }
 }
 
-fn tables() -> Tables {
+pub fn tables() -> Tables {
     let mut tables = Tables::default();
     let name = |text: &str| ModelName::parse(text).unwrap();
     let organization = Organization { name: "Acme".into(), active: true };
@@ -137,7 +138,7 @@ fn chat(body: &str) -> Chat {
     }
 }
 
-fn hello(model: &str) -> Chat {
+pub fn hello(model: &str) -> Chat {
     chat(&format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"12345678"}}]}}"#))
 }
 
@@ -185,7 +186,13 @@ impl Driver {
     fn ask(&mut self, chat: &Chat) -> (Vec<Fact>, Vec<Command>) {
         self.offset += 1;
         let content = content::read(&chat.body);
-        self.decide(&Input::Chat { source_offset: self.offset, received_at: self.now, chat, content })
+        self.decide(&Input::Chat {
+            source_offset: self.offset,
+            received_at: self.now,
+            chat,
+            content,
+            fingerprint: None,
+        })
     }
 
     fn cancel(&mut self) -> (Vec<Fact>, Vec<Command>) {
@@ -198,6 +205,7 @@ impl Driver {
         self.decide(&Input::AttemptEnded(AttemptReport {
             key: key(),
             attempt,
+            called: true,
             end,
             summary,
             content_frames: frames,
@@ -220,7 +228,7 @@ fn key() -> RequestKey {
     key_of(&OrganizationId::parse("acme").unwrap(), &RequestId::parse("r1").unwrap())
 }
 
-fn failed(class: FailureClass) -> AttemptEnd {
+pub fn failed(class: FailureClass) -> AttemptEnd {
     AttemptEnd::Failed(Failure {
         class,
         upstream_status: None,
@@ -232,7 +240,7 @@ fn failed(class: FailureClass) -> AttemptEnd {
     })
 }
 
-fn reported(input: u64, output: u64) -> Summary {
+pub fn reported(input: u64, output: u64) -> Summary {
     let usage = TokenUsage { input: Some(input), output: Some(output), ..TokenUsage::default() };
     Summary { usage: Some(usage), finish_reason: Some("stop".into()), text_bytes: 40 }
 }
@@ -459,17 +467,171 @@ fn a_repeat_of_an_open_request_makes_no_second_call() {
     assert_eq!(driver.state.open_requests().count(), 1);
 }
 
+const PROGRESSED: AttemptProgressed = AttemptProgressed { attempt: 1, content_frames: 3, text_bytes: 9 };
+
+fn taken_over(driver: &mut Driver, has_body: bool) -> (Vec<Fact>, Vec<Command>) {
+    driver.state = driver.rebuilt();
+    driver.decide(&Input::TakenOver { key: key(), has_body })
+}
+
 #[test]
-fn what_a_former_owner_left_open_is_settled_as_interrupted_with_its_cost_unknown() {
+fn what_a_former_owner_left_open_is_called_anew_as_long_as_nobody_saw_content() {
     let mut driver = Driver::new();
     driver.ask(&hello("two"));
-    driver.state = driver.rebuilt();
-    let (facts, commands) = driver.decide(&Input::TakenOver(key()));
+    let (facts, commands) = taken_over(&mut driver, true);
+    let [Fact::AttemptEnded(posting), Fact::AttemptStarted(started)] = &facts[..] else { panic!("{facts:?}") };
+    assert_eq!((posting.outcome, posting.cost_pico_usd), (Outcome::Interrupted, None));
+    assert_eq!((started.attempt, started.deployment.as_str()), (2, "two-a"));
+    assert_eq!(called(&commands).attempt, 2);
+    // The late end of the first attempt changes nothing; that of the second settles, with the whole cost unknown.
+    assert_eq!(driver.end(1, AttemptEnd::Completed, reported(1, 1), 0), (vec![], vec![]));
+    let (facts, commands) = driver.end(2, AttemptEnd::Completed, reported(1, 1), 0);
+    let Fact::RequestSettled(settled) = &facts[1] else { panic!("{facts:?}") };
+    assert_eq!((settled.outcome, settled.attempts, settled.cost_pico_usd), (Outcome::Completed, 2, None));
+    assert_eq!(answered(&commands).1.attempt, 2);
+    assert_eq!(driver.rebuilt(), driver.state);
+}
+
+#[test]
+fn what_a_former_owner_left_open_is_settled_as_interrupted_with_its_cost_unknown() {
+    type Prepare = fn(&mut Driver);
+    let cases: [(&str, Prepare, bool, Outcome, u16, Option<u64>); 5] = [
+        ("without its body", |_| {}, false, Outcome::Interrupted, 503, None),
+        (
+            "with content out",
+            |d| drop(d.decide(&Input::AttemptProgressed(key(), PROGRESSED))),
+            true,
+            Outcome::Interrupted,
+            503,
+            Some(3),
+        ),
+        ("past its deadline", |d| d.now = at(1_000 + 60_000), true, Outcome::Interrupted, 503, None),
+        ("cancelled", |d| drop(d.cancel()), true, Outcome::Cancelled, 499, None),
+        (
+            "at its last attempt",
+            |d| {
+                d.end(1, failed(FailureClass::Upstream), Summary::default(), 0);
+                d.end(2, failed(FailureClass::Upstream), Summary::default(), 0);
+            },
+            true,
+            Outcome::Interrupted,
+            503,
+            None,
+        ),
+    ];
+    for (what, prepare, has_body, outcome, status, output) in cases {
+        let mut driver = Driver::new();
+        driver.ask(&hello(if what == "at its last attempt" { "auto" } else { "two" }));
+        prepare(&mut driver);
+        let (facts, commands) = taken_over(&mut driver, has_body);
+        let [Fact::AttemptEnded(posting), Fact::RequestSettled(settled)] = &facts[..] else {
+            panic!("{what}: {facts:?}")
+        };
+        assert_eq!(
+            (posting.usage.input, posting.usage.output, posting.cost_pico_usd),
+            (Some(5), output, None),
+            "{what}"
+        );
+        assert_eq!((settled.outcome, settled.cost_pico_usd), (outcome, None), "{what}");
+        assert_eq!(answered(&commands).2.error.as_ref().unwrap().status, status, "{what}");
+        assert_eq!(taken_over(&mut driver, true), (vec![], vec![]), "{what}");
+    }
+}
+
+#[test]
+fn a_settled_request_is_remembered_and_told_where_its_answer_stands() {
+    let mut driver = Driver::new();
+    driver.ask(&hello("two"));
+    driver.end(1, AttemptEnd::Completed, reported(1, 1), 1);
+    let asked_again = |driver: &mut Driver, chat: &Chat| {
+        let (facts, commands) = driver.ask(chat);
+        assert_eq!(facts, [Fact::RecordSkipped(RecordSkipped { reason: "duplicate".into() })]);
+        let (partition, _, terminal) = answered(&commands);
+        (partition, terminal.error.as_ref().unwrap().code.clone(), terminal.original)
+    };
+    let original = Original { partition: 3, since: at(1_000), open: false };
+    let elsewhere = Chat { reply_nonce: Some("m".into()), reply_partition: Some(1), ..hello("two") };
+    assert_eq!(asked_again(&mut driver, &elsewhere), (1, "duplicate_request_id".into(), Some(original)));
+    // After the window, it is a request like any other.
+    driver.now = at(1_001).plus(memory::REPEAT_WINDOW);
+    driver.decide(&Input::Skip { source_offset: 100, reason: "undecodable" });
+    driver.offset = 100;
+    assert!(matches!(driver.ask(&elsewhere).0[0], Fact::RequestAdmitted(_)));
+}
+
+#[test]
+fn the_same_id_with_another_body_is_refused_whether_open_or_settled() {
+    let ask = |driver: &mut Driver, fingerprint: &str| {
+        driver.offset += 1;
+        let chat = Chat { reply_nonce: Some(fingerprint.into()), ..hello("two") };
+        let content = content::read(&chat.body);
+        let fingerprint = Some(fingerprint.to_owned());
+        let (source_offset, received_at) = (driver.offset, driver.now);
+        driver.decide(&Input::Chat { source_offset, received_at, chat: &chat, content, fingerprint }).1
+    };
+    let code = |commands: &[Command]| answered(commands).2.error.as_ref().unwrap().code.clone();
+    let mut driver = Driver::new();
+    called(&ask(&mut driver, "x"));
+    assert_eq!(code(&ask(&mut driver, "y")), "request_id_reused");
+    driver.end(1, AttemptEnd::Completed, reported(1, 1), 1);
+    assert_eq!(code(&ask(&mut driver, "y")), "request_id_reused");
+    assert_eq!(code(&ask(&mut driver, "x")), "duplicate_request_id");
+}
+
+#[test]
+fn a_call_that_never_ended_is_given_up_after_its_deadline_and_grace() {
+    let mut driver = Driver::new();
+    driver.ask(&hello("two"));
+    let due = at(1_000 + 60_000).plus(state::DEADLINE_GRACE);
+    assert_eq!(driver.state.overdue(at(due.as_millis() - 1)), None);
+    assert_eq!(driver.state.overdue(due), Some(&key()));
+    driver.now = due;
+    let (facts, commands) = driver.decide(&Input::Overdue(key()));
     let [Fact::AttemptEnded(posting), Fact::RequestSettled(settled)] = &facts[..] else { panic!("{facts:?}") };
-    assert_eq!((posting.usage.input, posting.usage.output, posting.cost_pico_usd), (Some(5), None, None));
-    assert_eq!((settled.outcome, settled.cost_pico_usd), (Outcome::Interrupted, None));
-    assert_eq!(answered(&commands).2.error.as_ref().unwrap().status, 503);
-    assert_eq!(driver.decide(&Input::TakenOver(key())), (vec![], vec![]));
+    assert_eq!((posting.cost_pico_usd, settled.outcome, settled.status), (None, Outcome::Failed, 504));
+    assert_eq!(commands[0], Command::Abort(key()));
+    assert_eq!(answered(&commands[1..]).2.error.as_ref().unwrap().code, "deadline_exceeded");
+    assert_eq!((driver.state.overdue(due), driver.rebuilt()), (None, driver.state.clone()));
+}
+
+#[test]
+fn the_end_of_a_call_in_a_commit_that_does_not_count_is_posted_once() {
+    let mut former = Driver::new();
+    former.ask(&hello("two"));
+    former.end(1, AttemptEnd::Completed, reported(2, 3), 1);
+    let late = Entry::Commit(former.journal.pop().unwrap());
+
+    let mut driver = Driver::new();
+    driver.ask(&hello("two"));
+    let mut state = driver.rebuilt();
+    fold(&mut state, 40, &late, false);
+    driver.state = state.clone();
+    driver.decide(&Input::TakenOver { key: key(), has_body: false });
+    let (facts, commands) = driver.decide(&Input::Orphaned(40));
+    let [Fact::OrphanPosted(orphan)] = &facts[..] else { panic!("{facts:?}") };
+    assert_eq!((orphan.journal_offset, orphan.posting.cost_pico_usd), (40, Some(PicoUsd::new(2 * 1_000 + 3 * 2_000))));
+    assert_eq!(commands, []);
+    assert_eq!(driver.decide(&Input::Orphaned(40)), (vec![], vec![]));
+    // Who folds all of it finds nothing left to post; a takeover's own commit that came too late was no call's end.
+    driver.journal[1..].iter().for_each(|commit| evolve(&mut state, commit));
+    assert_eq!(state.orphans().count(), 0);
+    fold(&mut state, 41, &Entry::Commit(driver.journal[1].clone()), false);
+    assert_eq!(state.orphans().count(), 0);
+}
+
+#[test]
+fn a_terminal_is_published_again_as_it_was_but_without_content() {
+    let mut driver = Driver::new();
+    driver.ask(&hello("two"));
+    let (_, commands) = driver.end(1, AttemptEnd::Completed, reported(2, 3), 4);
+    let (partition, frame, terminal) = answered(&commands);
+    let state = driver.rebuilt();
+    let again: Vec<Command> = state.memory.ended().map(|ended| terminal_again(ended, 9, at(5_000))).collect();
+    let (partition_again, frame_again, terminal_again) = answered(&again);
+    assert_eq!((partition_again, frame_again.tenure, frame_again.at), (partition, 9, at(5_000)));
+    let place = |frame: &Frame| (frame.request_id.clone(), frame.nonce.clone(), frame.attempt, frame.sequence);
+    assert_eq!(place(frame_again), place(frame));
+    assert_eq!(terminal_again, &Terminal { head: None, body: None, ..terminal.clone() });
 }
 
 #[test]

@@ -13,14 +13,16 @@ pub fn usage_of(partition: i32, offset: i64, commit: &Commit) -> Vec<UsageRecord
     let (Some(organization), Some(request)) = (&commit.organization, &commit.request) else { return Vec::new() };
     let place = Place { partition, offset, commit, organization, request };
     let postings = (0..).zip(&commit.facts).filter_map(|(index, fact)| match fact {
-        Fact::AttemptEnded(ended) => Some(place.attempt(index, ended)),
+        Fact::AttemptEnded(ended) => Some(place.attempt(index, PostingKind::Attempt, ended)),
+        Fact::OrphanPosted(orphan) => Some(place.attempt(index, PostingKind::Orphan, &orphan.posting)),
         Fact::RequestRefused(refused) => Some(place.refusal(index, refused)),
         Fact::RequestAdmitted(_)
         | Fact::RequestRouted(_)
         | Fact::AttemptStarted(_)
         | Fact::RequestSettled(_)
         | Fact::CancelRequested(_)
-        | Fact::RecordSkipped(_) => None,
+        | Fact::RecordSkipped(_)
+        | Fact::AttemptProgressed(_) => None,
     });
     let mut postings: Vec<UsageRecord> = postings.collect();
     let settled = commit.facts.iter().find_map(|fact| match fact {
@@ -43,7 +45,7 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn attempt(&self, index: i32, ended: &AttemptEnded) -> UsageRecord {
+    fn attempt(&self, index: i32, kind: PostingKind, ended: &AttemptEnded) -> UsageRecord {
         UsageRecord {
             attempt: ended.attempt,
             model: Some(ended.model.clone()),
@@ -63,7 +65,7 @@ impl Place<'_> {
             content_frames: ended.content_frames,
             time_to_first_token_ms: ended.time_to_first_token_ms,
             duration_ms: ended.duration_ms,
-            ..self.bare(index, PostingKind::Attempt)
+            ..self.bare(index, kind)
         }
     }
 
@@ -243,6 +245,7 @@ mod tests {
             reply_nonce: None,
             include_usage: false,
             features: Features::default(),
+            body_fingerprint: None,
         };
         vec![
             Fact::RequestAdmitted(admitted),

@@ -25,6 +25,39 @@ pub struct DeadLetter {
     pub payload_bytes: i64,
 }
 
+/// Most bytes of the source's key, and most characters of the detail, that are kept.
+const KEY_BYTES_MAX: usize = 1_024;
+const DETAIL_CHARS_MAX: usize = 1_000;
+
+/// A record that cannot be understood, where it stands.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    pub topic: &'a str,
+    pub partition: i32,
+    pub offset: i64,
+    pub at: Timestamp,
+    pub key: Option<&'a [u8]>,
+    pub payload: &'a [u8],
+}
+
+impl DeadLetter {
+    /// The letter for a record, with at most `payload_max` bytes of its payload; so it always fits its topic.
+    pub fn of(source: Source<'_>, reason: &str, detail: &str, payload_max: usize) -> Self {
+        let kept = |bytes: &[u8], most: usize| Bytes::copy_from_slice(&bytes[..bytes.len().min(most)]);
+        Self {
+            topic: source.topic.to_owned(),
+            partition: source.partition,
+            offset: source.offset,
+            at: source.at,
+            reason: reason.to_owned(),
+            detail: detail.chars().take(DETAIL_CHARS_MAX).collect(),
+            key: source.key.map(|key| kept(key, KEY_BYTES_MAX)),
+            payload: Some(kept(source.payload, payload_max)),
+            payload_bytes: i64::try_from(source.payload.len()).unwrap_or(i64::MAX),
+        }
+    }
+}
+
 impl Record for DeadLetter {
     const TOPIC: Topic = Topic::DeadLetters;
 }

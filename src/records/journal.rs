@@ -122,6 +122,8 @@ pub enum Fact {
     RequestSettled(RequestSettled),
     CancelRequested(CancelRequested),
     RecordSkipped(RecordSkipped),
+    AttemptProgressed(AttemptProgressed),
+    OrphanPosted(OrphanPosted),
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -133,6 +135,9 @@ pub struct RequestAdmitted {
     #[serde(default)]
     pub include_usage: bool,
     pub features: Features,
+    /// Keyed hash of the body.
+    #[serde(default)]
+    pub body_fingerprint: Option<String>,
 }
 
 /// Of the content, without it; enough to decide again.
@@ -250,6 +255,23 @@ pub struct RecordSkipped {
     pub reason: String,
 }
 
+/// What a call under way has put out so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptProgressed {
+    pub attempt: u32,
+    pub content_frames: u32,
+    /// Of the answer's text.
+    pub text_bytes: u64,
+}
+
+/// A posting: money of a commit that does not count, because its owner had lost the partition when it was appended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OrphanPosted {
+    /// Of that commit.
+    pub journal_offset: i64,
+    pub posting: Box<AttemptEnded>,
+}
+
 /// What is on the journal, without the envelope.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(clippy::large_enum_variant, reason = "nearly all entries are commits; a box would cost each an allocation")]
@@ -278,10 +300,14 @@ struct FactRecord {
     cancel_requested: Option<CancelRequested>,
     #[serde(default)]
     record_skipped: Option<RecordSkipped>,
+    #[serde(default)]
+    attempt_progressed: Option<AttemptProgressed>,
+    #[serde(default)]
+    orphan_posted: Option<OrphanPosted>,
 }
 
 const FACT_KINDS: &str = "request_admitted, request_refused, request_routed, attempt_started, attempt_ended, \
-                          request_settled, cancel_requested, record_skipped";
+                          request_settled, cancel_requested, record_skipped, attempt_progressed, orphan_posted";
 
 impl Record for JournalRecord {
     const TOPIC: Topic = Topic::Journal;
@@ -299,6 +325,8 @@ impl From<Fact> for FactRecord {
             Fact::RequestSettled(f) => Self { request_settled: Some(f), ..empty("request_settled") },
             Fact::CancelRequested(f) => Self { cancel_requested: Some(f), ..empty("cancel_requested") },
             Fact::RecordSkipped(f) => Self { record_skipped: Some(f), ..empty("record_skipped") },
+            Fact::AttemptProgressed(f) => Self { attempt_progressed: Some(f), ..empty("attempt_progressed") },
+            Fact::OrphanPosted(f) => Self { orphan_posted: Some(f), ..empty("orphan_posted") },
         }
     }
 }
@@ -316,6 +344,8 @@ impl TryFrom<FactRecord> for Fact {
             "request_settled" => record.request_settled.map(Self::RequestSettled),
             "cancel_requested" => record.cancel_requested.map(Self::CancelRequested),
             "record_skipped" => record.record_skipped.map(Self::RecordSkipped),
+            "attempt_progressed" => record.attempt_progressed.map(Self::AttemptProgressed),
+            "orphan_posted" => record.orphan_posted.map(Self::OrphanPosted),
             _ => return Err(EnvelopeError::UnknownKind { kind: record.kind, known: FACT_KINDS }),
         };
         fact.ok_or(EnvelopeError::Missing { kind: record.kind })

@@ -78,6 +78,36 @@ pub struct Terminal {
     pub finish_reason: Option<String>,
     #[serde(default)]
     pub error: Option<ApiError>,
+    /// Set when the request is a repeat.
+    #[serde(default)]
+    pub original: Option<Original>,
+}
+
+impl Terminal {
+    /// A terminal that says nothing but this.
+    pub const fn of(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            head: None,
+            body: None,
+            usage: None,
+            cost_pico_usd: None,
+            finish_reason: None,
+            error: None,
+            original: None,
+        }
+    }
+}
+
+/// Where the answer to the first of several equal requests stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Original {
+    /// Of `responses`.
+    pub partition: i32,
+    /// Its frames are not older than this.
+    pub since: Timestamp,
+    /// It is still being answered.
+    pub open: bool,
 }
 
 /// An error in OpenAI's shape, with the HTTP status that fits it.

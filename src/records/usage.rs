@@ -18,6 +18,8 @@ pub enum PostingKind {
     Attempt,
     /// A request that was never admitted; costs nothing.
     Refusal,
+    /// A provider call whose end was decided by an owner that had lost the partition.
+    Orphan,
     /// Also every symbol that a newer version writes.
     #[default]
     #[serde(other)]

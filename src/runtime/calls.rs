@@ -12,17 +12,38 @@ use super::publisher::{self, Deliveries, Delivery, Outgoing, Publisher};
 use super::{clock, kafka};
 use crate::codec::Codec;
 use crate::config;
+use crate::domain::RequestKey;
 use crate::processor::ProviderCall;
 use crate::processor::inference::{AttemptEnd, AttemptReport};
 use crate::provider::transport::{Answer, AnswerStream, Transport};
 use crate::provider::{Call, Failure, FailureClass, Summary, Upstream};
 use crate::records::Topic;
+use crate::records::journal::AttemptProgressed;
 use crate::records::responses::{Content, Frame, FrameBody, ResponseRecord};
 
 /// Most bytes of chunks that wait while a frame is in flight; above it the provider's stream is not read.
 const WAITING_BYTES_MAX: usize = 256 << 10;
 /// Wait before a full producer is tried again.
 const FULL_RETRY: Duration = Duration::from_millis(2);
+
+/// How often a call under way says what it has put out.
+const PROGRESS_EVERY: Duration = Duration::from_secs(3);
+
+/// News of a call, for the shard.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Report {
+    Progressed(RequestKey, AttemptProgressed),
+    Ended(Box<AttemptReport>),
+}
+
+impl Report {
+    pub fn key(&self) -> &RequestKey {
+        match self {
+            Self::Progressed(key, _) => key,
+            Self::Ended(report) => &report.key,
+        }
+    }
+}
 
 /// What all calls share.
 pub struct Calls {
@@ -59,7 +80,7 @@ impl Calls {
         call: ProviderCall,
         body: Bytes,
         cancelled: CancellationToken,
-        reports: mpsc::Sender<AttemptReport>,
+        reports: mpsc::Sender<Report>,
     ) {
         let (upstream, simulated) = self.upstream(&call);
         let request = Call {
@@ -72,7 +93,7 @@ impl Calls {
             timeout: call.deadline_at.since(clock::now()),
         };
         let started = Instant::now();
-        let mut pump = Pump::new(&self, tenure, &call);
+        let mut pump = Pump::new(&self, tenure, &call, &reports);
         let (end, summary, body) = match request.timeout.is_zero() {
             true => (AttemptEnd::Failed(deadline_passed()), Summary::default(), None),
             false => pump.answer(&request, &cancelled).await,
@@ -81,6 +102,7 @@ impl Calls {
         let report = AttemptReport {
             key: call.key.clone(),
             attempt: call.attempt,
+            called: pump.called,
             end,
             summary,
             content_frames: pump.frames,
@@ -90,7 +112,7 @@ impl Calls {
             body,
         };
         // A closed channel means that the shard is gone; the next owner settles the request.
-        let _ = reports.send(report).await;
+        let _ = reports.send(Report::Ended(Box::new(report))).await;
     }
 }
 
@@ -107,32 +129,42 @@ struct Pump<'a> {
     calls: &'a Calls,
     tenure: i64,
     call: &'a ProviderCall,
+    reports: &'a mpsc::Sender<Report>,
     deliveries: Arc<Deliveries>,
     waiting: Vec<Bytes>,
     waiting_bytes: usize,
     in_flight: bool,
+    called: bool,
     frames: u32,
     first_content_at: Option<Instant>,
+    progress_at: Instant,
     payload: Vec<u8>,
 }
 
 impl<'a> Pump<'a> {
-    fn new(calls: &'a Calls, tenure: i64, call: &'a ProviderCall) -> Self {
+    fn new(calls: &'a Calls, tenure: i64, call: &'a ProviderCall, reports: &'a mpsc::Sender<Report>) -> Self {
         Self {
             calls,
             tenure,
             call,
+            reports,
             deliveries: Deliveries::new(),
             waiting: Vec::new(),
             waiting_bytes: 0,
             in_flight: false,
+            called: false,
             frames: 0,
             first_content_at: None,
+            progress_at: Instant::now() + PROGRESS_EVERY,
             payload: Vec::new(),
         }
     }
 
     async fn answer(&mut self, request: &Call, cancelled: &CancellationToken) -> (AttemptEnd, Summary, Option<Bytes>) {
+        if cancelled.is_cancelled() {
+            return (AttemptEnd::Cancelled, Summary::default(), None);
+        }
+        self.called = true;
         let answer = tokio::select! {
             biased;
             () = cancelled.cancelled() => return (AttemptEnd::Cancelled, Summary::default(), None),
@@ -177,6 +209,9 @@ impl<'a> Pump<'a> {
             {
                 break AttemptEnd::Failed(Failure::new(FailureClass::Cut, message));
             }
+            if Instant::now() >= self.progress_at {
+                self.tell_progress(stream.summary().text_bytes);
+            }
         };
         // What is left goes out in order behind the frame in flight; the terminal follows it on the same partition.
         if end != AttemptEnd::Cancelled
@@ -185,6 +220,13 @@ impl<'a> Pump<'a> {
             return AttemptEnd::Failed(Failure::new(FailureClass::Cut, message));
         }
         end
+    }
+
+    /// The next is told in any case, so one that finds no room is left out.
+    fn tell_progress(&mut self, text_bytes: u64) {
+        self.progress_at = Instant::now() + PROGRESS_EVERY;
+        let progressed = AttemptProgressed { attempt: self.call.attempt, content_frames: self.frames, text_bytes };
+        let _ = self.reports.try_send(Report::Progressed(self.call.key.clone(), progressed));
     }
 
     fn take(&mut self, chunk: Bytes) {

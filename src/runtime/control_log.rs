@@ -124,7 +124,17 @@ impl ControlLog {
     ) -> Result<(), Error> {
         self.next = offset + 1;
         let decoded = self.codec.decode_learning::<ControlRecord>(payload.unwrap_or_default()).await;
-        let record = decoded.map_err(|source| Error::Decode { topic: self.topic.clone(), offset, source })?;
+        let record = match decoded {
+            Ok(record) => record,
+            Err(source @ codec::Error::Registry { .. }) => {
+                return Err(Error::Decode { topic: self.topic.clone(), offset, source });
+            }
+            // Nobody folds it, so it changes nothing.
+            Err(error) => {
+                tracing::warn!(topic = self.topic, offset, %error, "a record is no change; passed over");
+                return Ok(());
+            }
+        };
         match self.tables.apply(offset, &record) {
             Ok(change) => {
                 if let (Change::Effective, Ok((kind, _))) = (change, record.change()) {

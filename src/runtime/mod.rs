@@ -4,6 +4,7 @@ pub mod calls;
 pub mod clock;
 pub mod control;
 pub mod control_log;
+pub mod fingerprint;
 pub mod kafka;
 pub mod member;
 pub mod owner;

@@ -1,9 +1,5 @@
 //! A partition that this process owns: its records decided in order, each decision one commit, commands after the
-//! acknowledgement.
-//!
-//! The state runs ahead of the acknowledgements (commits are appended without waiting for the one before), but no
-//! command runs before its own commit and all before it are acknowledged. A sole writer's acknowledged offsets are
-//! contiguous; any other acknowledgement means that somebody else wrote, and ends the tenure.
+//! acknowledgement. What that means is [`Tenure`]'s; this is its shell.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -13,32 +9,42 @@ use rdkafka::error::KafkaError;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::calls::Report;
 use super::clock;
 use super::publisher::{self, Outgoing};
+use super::restore::Takeover;
 use super::shell::{Shell, Tag};
 use crate::codec;
 use crate::domain::ids::partition_of;
 use crate::domain::{OrganizationId, RequestKey, Timestamp};
-use crate::processor::inference::AttemptReport;
-use crate::processor::{
-    Command, Context, Decision, Input, ProviderCall, State, commit, content, decide, evolve, key_of,
-};
-use crate::records::dead_letters::DeadLetter;
+use crate::processor::tenure::{Circumstances, Gap, Tenure};
+use crate::processor::{Command, Input, ProviderCall, content, key_of, terminal_again};
+use crate::records::dead_letters::{DeadLetter, Source};
 use crate::records::journal::{Commit, Entry, Fact, JournalRecord};
 use crate::records::requests::{Request, RequestRecord};
 
 /// Records of one partition that may wait (for a schema, a dead letter, the producer) before it is paused.
 pub const HELD_RECORDS_MAX: usize = 1_000;
 
+/// Bytes of records of one partition that may wait before it is paused.
+const HELD_BYTES_MAX: usize = 32 << 20;
+/// Largest commit that is appended: far more than any decision has, and half of what the journal takes.
+const COMMIT_BYTES_MAX: usize = 512 << 10;
+/// What Kafka adds to a record, and a little more.
+const RECORD_OVERHEAD_BYTES: usize = 1_024;
+
 /// Why a tenure ends.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Lost {
-    #[error("a commit stands at offset {found}, not at {expected}: another owner has written")]
-    Gap { expected: i64, found: i64 },
+    #[error(transparent)]
+    Gap(#[from] Gap),
     #[error("kafka did not acknowledge: {0}")]
     Delivery(KafkaError),
     #[error("a record could not be written: {0}")]
     Write(String),
+    /// What was decided on a record cannot be put on the journal. The next tenure puts the record aside.
+    #[error("the decision on record {source_offset:?} cannot be written: {detail}")]
+    Unwritable { source_offset: Option<i64>, detail: String },
 }
 
 /// A record of `requests`, as it lies in the fetch buffer.
@@ -84,11 +90,6 @@ enum Taken {
     Waits(Obstacle),
 }
 
-struct Pending {
-    source_offset: Option<i64>,
-    commands: Vec<Command>,
-}
-
 struct CallHandle {
     cancel: CancellationToken,
     abort: AbortHandle,
@@ -99,12 +100,7 @@ pub struct Owner {
     pub partition: i32,
     /// Of this process's tenures; part of every tag, so that a former tenure's acknowledgements are known as such.
     pub epoch: u64,
-    pub tenure: i64,
-    state: State,
-    next_sequence: i64,
-    /// Where the next acknowledgement must stand.
-    next_offset: i64,
-    pending: VecDeque<Pending>,
+    tenure: Tenure,
     /// Commits that the full producer has not taken yet.
     outbox: VecDeque<(Option<OrganizationId>, Vec<u8>)>,
     /// Terminal frames that the full producer has not taken yet.
@@ -118,21 +114,25 @@ pub struct Owner {
     /// The last one that was given to the consumer group.
     committed: Option<i64>,
     pub draining: bool,
+    /// A record on which the decision could not be written, and why.
+    undecidable: Option<(i64, String)>,
     payload: Vec<u8>,
 }
 
 impl Owner {
-    /// Begins a tenure: settles what the former owner left open.
-    pub fn begin(tenure: super::restore::Tenure, epoch: u64, shell: &mut Shell) -> Result<Self, Lost> {
-        let decided = tenure.state.last_source_offset;
+    /// Begins a tenure: publishes again what the former owner settled lately, posts what it spent without saying so in
+    /// time, and calls anew or settles what it left open.
+    pub fn begin(
+        takeover: Takeover,
+        epoch: u64,
+        undecidable: Option<(i64, String)>,
+        shell: &mut Shell,
+    ) -> Result<Self, Lost> {
+        let decided = takeover.tenure.state().last_source_offset;
         let mut owner = Self {
-            partition: tenure.partition,
+            partition: takeover.partition,
             epoch,
-            tenure: tenure.id,
-            state: tenure.state,
-            next_sequence: 0,
-            next_offset: tenure.id + 1,
-            pending: VecDeque::new(),
+            tenure: takeover.tenure,
             outbox: VecDeque::new(),
             answers: VecDeque::new(),
             calls: HashMap::new(),
@@ -142,20 +142,41 @@ impl Owner {
             decided,
             committed: None,
             draining: false,
+            undecidable,
             payload: Vec::new(),
         };
-        let mut left_open: Vec<RequestKey> = owner.state.open_requests().map(|(key, _)| key.clone()).collect();
+        let (tenure, state) = (owner.tenure.id(), owner.tenure.state());
+        let again: Vec<Command> = state.memory.ended().map(|e| terminal_again(e, tenure, state.clock)).collect();
+        let orphaned: Vec<i64> = state.orphans().map(|(offset, _)| offset).collect();
+        let mut left_open: Vec<RequestKey> = state.open_requests().map(|(key, _)| key.clone()).collect();
         left_open.sort();
-        for key in left_open {
+        for answer in again {
+            owner.run(shell, answer)?;
+        }
+        for journal_offset in orphaned {
+            owner.decide(shell, &Input::Orphaned(journal_offset), clock::now(), None)?;
+            shell.metrics.orphans.inc();
+        }
+        for key in &left_open {
             shell.load.opened(&key.organization);
-            owner.decide(shell, &Input::TakenOver(key), clock::now(), None)?;
+        }
+        let mut bodies = takeover.bodies;
+        for key in left_open {
+            let body = bodies.remove(&key);
+            let input = Input::TakenOver { key, has_body: body.is_some() };
+            owner.decide(shell, &input, clock::now(), body.as_ref())?;
         }
         Ok(owner)
     }
 
+    /// Offset of the tenure's `OwnershipTaken`.
+    pub const fn tenure(&self) -> i64 {
+        self.tenure.id()
+    }
+
     /// Where reading `requests` begins, when the journal says so.
     pub fn resume_offset(&self) -> Option<i64> {
-        self.state.last_source_offset.map(|offset| offset + 1)
+        self.tenure.state().last_source_offset.map(|offset| offset + 1)
     }
 
     /// Takes the next record in offset order.
@@ -177,21 +198,17 @@ impl Owner {
     /// Whether so much waits that the partition should be paused.
     pub fn is_congested(&self) -> bool {
         self.held.len() >= HELD_RECORDS_MAX
+            || self.held.iter().map(|held| held.payload.len()).sum::<usize>() >= HELD_BYTES_MAX
     }
 
     /// Nothing is under way: no call, no unacknowledged commit.
     pub fn is_idle(&self) -> bool {
-        self.pending.is_empty() && self.calls.is_empty() && self.outbox.is_empty() && self.answers.is_empty()
+        self.tenure.is_idle() && self.calls.is_empty() && self.outbox.is_empty() && self.answers.is_empty()
     }
 
     /// Takes the acknowledgement of the next commit and runs its commands.
     pub fn acknowledged(&mut self, shell: &mut Shell, outcome: Result<i64, KafkaError>) -> Result<(), Lost> {
-        let found = outcome.map_err(Lost::Delivery)?;
-        let expected = self.next_offset;
-        let Some(pending) = self.pending.pop_front().filter(|_| found == expected) else {
-            return Err(Lost::Gap { expected, found });
-        };
-        self.next_offset += 1;
+        let pending = self.tenure.acknowledged(outcome.map_err(Lost::Delivery)?)?;
         self.decided = self.decided.max(pending.source_offset);
         for command in pending.commands {
             self.run(shell, command)?;
@@ -226,10 +243,27 @@ impl Owner {
         }
     }
 
-    /// A provider call has ended.
-    pub fn reported(&mut self, shell: &mut Shell, report: AttemptReport) -> Result<(), Lost> {
-        self.calls.remove(&report.key);
-        self.decide(shell, &Input::AttemptEnded(report), clock::now(), None)
+    /// News of a provider call.
+    pub fn reported(&mut self, shell: &mut Shell, report: Report) -> Result<(), Lost> {
+        let input = match report {
+            Report::Progressed(key, progressed) => Input::AttemptProgressed(key, progressed),
+            Report::Ended(report) => {
+                self.calls.remove(&report.key);
+                Input::AttemptEnded(*report)
+            }
+        };
+        self.decide(shell, &input, clock::now(), None)
+    }
+
+    /// Time has passed: gives up what is overdue, and tries again what the producer did not take.
+    pub fn tick(&mut self, shell: &mut Shell) -> Result<(), Lost> {
+        let now = clock::now().max(self.tenure.state().clock);
+        while let Some(key) = self.tenure.state().overdue(now).cloned() {
+            tracing::warn!(kafka.partition = self.partition, request.id = %key.request, "a call never ended; given up");
+            self.calls.remove(&key);
+            self.decide(shell, &Input::Overdue(key), now, None)?;
+        }
+        self.retry(shell)
     }
 
     /// What the full producer did not take is tried again, and what waited behind it.
@@ -261,7 +295,7 @@ impl Owner {
         for call in self.calls.values() {
             call.abort.abort();
         }
-        for (key, _) in self.state.open_requests() {
+        for (key, _) in self.tenure.state().open_requests() {
             shell.load.closed(&key.organization);
         }
     }
@@ -278,8 +312,11 @@ impl Owner {
     }
 
     fn decide_record(&mut self, shell: &mut Shell, record: Record<'_>) -> Result<Taken, Lost> {
-        if self.state.last_source_offset.is_some_and(|last| record.offset <= last) {
+        if self.tenure.state().last_source_offset.is_some_and(|last| record.offset <= last) {
             return Ok(Taken::Decided);
+        }
+        if let Some((_, detail)) = self.undecidable.take_if(|(offset, _)| *offset == record.offset) {
+            return self.dead_letter(shell, record, "undecidable", &detail).map(Taken::Waits);
         }
         let request = match shell.codec.decode::<RequestRecord>(record.payload) {
             Ok(decoded) => Request::try_from(decoded).map_err(|e| ("unknown_kind", e.to_string())),
@@ -298,6 +335,12 @@ impl Owner {
             Request::Cancel(cancel) => &cancel.organization,
         };
         if let Some(partition) = self.elsewhere(shell, organization) {
+            let bytes = record.payload.len() + record.key.map_or(0, <[u8]>::len) + RECORD_OVERHEAD_BYTES;
+            if bytes > shell.record_bytes_max {
+                let detail =
+                    format!("it belongs on partition {partition}, and is too large to be moved: {bytes} bytes");
+                return self.dead_letter(shell, record, "misplaced_too_large", &detail).map(Taken::Waits);
+            }
             shell.forward(partition, organization, record, self.epoch)?;
             shell.metrics.misplaced.inc();
             return Ok(Taken::Waits(Obstacle::Disposal("misplaced")));
@@ -305,7 +348,9 @@ impl Owner {
         match &request {
             Request::Chat(chat) => {
                 let content = content::read(&chat.body);
-                let input = Input::Chat { source_offset: record.offset, received_at: record.at, chat, content };
+                let fingerprint = Some(shell.fingerprints.of(&chat.body));
+                let (source_offset, received_at) = (record.offset, record.at);
+                let input = Input::Chat { source_offset, received_at, chat, content, fingerprint };
                 self.decide(shell, &input, record.at, Some(&chat.body))?;
             }
             Request::Cancel(cancel) => {
@@ -328,18 +373,9 @@ impl Owner {
         code: &'static str,
         detail: &str,
     ) -> Result<Obstacle, Lost> {
-        let kept = record.payload.len().min(shell.dead_letter_bytes_max);
-        let letter = DeadLetter {
-            topic: shell.topics.requests.clone(),
-            partition: self.partition,
-            offset: record.offset,
-            at: record.at,
-            reason: code.to_owned(),
-            detail: detail.to_owned(),
-            key: record.key.map(Bytes::copy_from_slice),
-            payload: Some(Bytes::copy_from_slice(&record.payload[..kept])),
-            payload_bytes: record.payload.len() as i64,
-        };
+        let Record { offset, at, key, payload } = record;
+        let source = Source { topic: &shell.topics.requests, partition: self.partition, offset, at, key, payload };
+        let letter = DeadLetter::of(source, code, detail, shell.dead_letter_bytes_max);
         tracing::warn!(
             kafka.partition = self.partition,
             kafka.offset = record.offset,
@@ -347,7 +383,7 @@ impl Owner {
             "record put into dead-letters"
         );
         shell.metrics.dead.inc();
-        shell.dead_letter(self.partition, record.key.unwrap_or_default(), &letter, self.epoch)?;
+        shell.dead_letter(self.partition, &letter, self.epoch)?;
         Ok(Obstacle::Disposal(code))
     }
 
@@ -361,29 +397,19 @@ impl Owner {
         let control = shell.control.tables();
         let organization = match input {
             Input::Chat { chat, .. } => Some(&chat.organization),
-            Input::Cancel { .. } | Input::Skip { .. } | Input::AttemptEnded(_) | Input::TakenOver(_) => None,
+            _ => None,
         };
-        let bounds = shell.bounds;
-        let context = Context {
-            at: self.state.clock.max(at),
-            tenure: self.tenure,
-            control: &control,
-            capacity: shell.load.room_for(organization),
-            bounds: &bounds,
-        };
-        let mut decision: Decision = decide(&self.state, input, &context);
-        if decision.facts.is_empty() {
-            return Ok(());
-        }
-        let commands = std::mem::take(&mut decision.commands);
-        let commit = commit(&mut decision, self.next_sequence, &context);
-        evolve(&mut self.state, &commit);
-        self.next_sequence += 1;
-        self.account(shell, &commit, &commands, body);
-        self.pending.push_back(Pending { source_offset: commit.source_offset, commands });
-        let organization = commit.organization.clone();
+        let with =
+            Circumstances { at, control: &control, capacity: shell.load.room_for(organization), bounds: &shell.bounds };
+        let Some(commit) = self.tenure.decide(input, with) else { return Ok(()) };
+        self.account(shell, &commit, body);
+        let (organization, source_offset) = (commit.organization.clone(), commit.source_offset);
         let record = JournalRecord::from(Entry::Commit(commit));
-        shell.codec.encode(&record, &mut self.payload).map_err(|e| Lost::Write(e.to_string()))?;
+        let unwritable = |detail| Lost::Unwritable { source_offset, detail };
+        shell.codec.encode(&record, &mut self.payload).map_err(|e| unwritable(e.to_string()))?;
+        if self.payload.len() > COMMIT_BYTES_MAX {
+            return Err(unwritable(format!("it has {} bytes", self.payload.len())));
+        }
         if !self.outbox.is_empty() || !shell.append(self.partition, organization.as_ref(), &self.payload, self.epoch)? {
             self.outbox.push_back((organization, self.payload.clone()));
         }
@@ -391,7 +417,7 @@ impl Owner {
     }
 
     /// Keeps the process's load, the bodies and the counters in step with the facts.
-    fn account(&mut self, shell: &mut Shell, commit: &Commit, commands: &[Command], body: Option<&Bytes>) {
+    fn account(&mut self, shell: &mut Shell, commit: &Commit, body: Option<&Bytes>) {
         let (Some(organization), Some(request)) = (&commit.organization, &commit.request) else { return };
         for fact in &commit.facts {
             match fact {
@@ -402,24 +428,23 @@ impl Owner {
                 Fact::RequestRefused(_) => {
                     shell.metrics.refused.inc();
                 }
+                Fact::AttemptStarted(_) => {
+                    if let Some(body) = body {
+                        self.bodies.insert(key_of(organization, &request.request_id), body.clone());
+                    }
+                }
                 Fact::RequestSettled(settled) => {
                     shell.load.closed(organization);
                     shell.metrics.settled(settled.outcome);
                     self.bodies.remove(&key_of(organization, &request.request_id));
                 }
                 Fact::RequestRouted(_)
-                | Fact::AttemptStarted(_)
                 | Fact::AttemptEnded(_)
+                | Fact::AttemptProgressed(_)
+                | Fact::OrphanPosted(_)
                 | Fact::CancelRequested(_)
                 | Fact::RecordSkipped(_) => {}
             }
-        }
-        let call = commands.iter().find_map(|command| match command {
-            Command::Call(call) => Some(call),
-            Command::Abort(_) | Command::Answer { .. } => None,
-        });
-        if let (Some(call), Some(body)) = (call, body) {
-            self.bodies.insert(call.key.clone(), body.clone());
         }
     }
 
@@ -447,10 +472,10 @@ impl Owner {
         // A body is missing only when the request was settled meanwhile.
         let Some(body) = self.bodies.get(&call.key).cloned() else { return };
         let (key, cancel) = (call.key.clone(), CancellationToken::new());
-        if self.state.open(&key).is_some_and(|open| open.cancelled) {
+        if self.tenure.state().open(&key).is_some_and(|open| open.cancelled) {
             cancel.cancel();
         }
-        let running = Arc::clone(&shell.calls).run(self.tenure, call, body, cancel.clone(), shell.reports.clone());
+        let running = Arc::clone(&shell.calls).run(self.tenure.id(), call, body, cancel.clone(), shell.reports.clone());
         let abort = shell.tasks.spawn(running);
         self.calls.insert(key, CallHandle { cancel, abort });
     }

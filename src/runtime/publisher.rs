@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -16,10 +16,12 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _,
 use rdkafka::{ClientContext, Message as _};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
 
 use super::kafka;
 use super::queue_waker::QueueWaker;
 use crate::config::Kafka;
+use crate::telemetry::health::Health;
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Error {
@@ -100,13 +102,35 @@ struct Ticket {
 }
 
 /// Takes what librdkafka tells.
-#[derive(Default)]
 struct Reports {
     /// Events taken so far: polling takes one, and does not say whether there was one.
     taken: AtomicU64,
+    begun: Instant,
+    in_flight: AtomicU64,
+    /// When a record was last acknowledged or failed, or sent while none was in flight; milliseconds since `begun`.
+    progress_ms: AtomicU64,
 }
 
 impl Reports {
+    fn new() -> Self {
+        let (taken, in_flight, progress_ms) = Default::default();
+        Self { taken, begun: Instant::now(), in_flight, progress_ms }
+    }
+
+    fn sent(&self) {
+        if self.in_flight.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.progressed();
+        }
+    }
+
+    fn progressed(&self) {
+        self.progress_ms.store(self.elapsed_ms(), Ordering::Relaxed);
+    }
+
+    fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     fn count(&self) {
         self.taken.fetch_add(1, Ordering::Relaxed);
     }
@@ -124,6 +148,8 @@ impl ProducerContext for Reports {
 
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
         self.count();
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.progressed();
         let outcome = match result {
             Ok(message) => Ok(message.offset()),
             Err((error, _)) => Err(error.clone()),
@@ -170,6 +196,28 @@ async fn take_events(events: QueueWaker<Reports>) {
     .await;
 }
 
+/// The name under which the producer's health is reported.
+const COMPONENT: &str = "kafka";
+/// Records that wait for so long without one being acknowledged make the process unready.
+const STALLED_AFTER: Duration = Duration::from_secs(3);
+/// How often that is looked at.
+const STALLED_LOOK: Duration = Duration::from_millis(500);
+
+/// Reports to `health` whether Kafka acknowledges what is sent, until `end`.
+pub async fn watch(publisher: Publisher, health: Health, end: CancellationToken) {
+    let mut look = tokio::time::interval(STALLED_LOOK);
+    while end.run_until_cancelled(look.tick()).await.is_some() {
+        match publisher.stalled() {
+            stalled if stalled < STALLED_AFTER => health.ready(COMPONENT),
+            stalled => {
+                let why = format!("records wait for Kafka's acknowledgement, for {} s so far", stalled.as_secs());
+                health.missing(COMPONENT, why);
+            }
+        }
+    }
+    health.forget(COMPONENT);
+}
+
 /// A handle to the producer; clones share it.
 #[derive(Clone)]
 pub struct Publisher {
@@ -182,7 +230,7 @@ impl Publisher {
     /// Needs a tokio runtime, in which acknowledgements are taken.
     pub fn new(config: &Kafka) -> Result<Self, Error> {
         let producer: BaseProducer<Reports> = kafka::producer(config)
-            .create_with_context(Reports::default())
+            .create_with_context(Reports::new())
             .map_err(|e| Error::Create { brokers: config.brokers.clone(), detail: e.to_string() })?;
         let producer = Arc::new(producer);
         let mut events = JoinSet::new();
@@ -214,10 +262,26 @@ impl Publisher {
             .partition(record.partition)
             .key(record.key)
             .payload(record.payload);
-        self.producer.send(outgoing).map_err(|(error, _)| match error {
-            KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) => Error::Full,
-            error => Error::Kafka(error),
+        let reports = self.producer.context();
+        reports.sent();
+        self.producer.send(outgoing).map_err(|(error, _)| {
+            reports.in_flight.fetch_sub(1, Ordering::Relaxed);
+            match error {
+                KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) => Error::Full,
+                error => Error::Kafka(error),
+            }
         })
+    }
+
+    /// For how long records have been waiting without one being acknowledged; nothing while none waits.
+    pub fn stalled(&self) -> Duration {
+        let reports = self.producer.context();
+        match reports.in_flight.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            _ => {
+                Duration::from_millis(reports.elapsed_ms().saturating_sub(reports.progress_ms.load(Ordering::Relaxed)))
+            }
+        }
     }
 
     /// The error after which this producer can send nothing any more, if there was one.

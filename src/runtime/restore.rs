@@ -1,20 +1,27 @@
-//! The beginning of a tenure: read the partition's journal to its end, append `OwnershipTaken`, fold through it.
+//! The beginning of a tenure: read the partition's journal to its end, append `OwnershipTaken`, fold through it, and read
+//! the bodies of the open requests again.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rdkafka::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use serde::de::DeserializeOwned;
 
 use super::publisher::{Deliveries, Outgoing, Publisher};
 use super::{clock, kafka};
 use crate::codec::{self, Codec};
 use crate::config;
-use crate::processor::{State, evolve};
+use crate::domain::RequestKey;
+use crate::processor::tenure::Tenure;
+use crate::processor::{State, fold, key_of};
 use crate::records::journal::{Entry, JournalRecord, OwnershipTaken, Tenancy};
-use crate::records::{EnvelopeError, Topic};
+use crate::records::requests::{Request, RequestRecord};
+use crate::records::{EnvelopeError, Record, Topic};
 
 /// How long one question to the broker may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,13 +48,16 @@ impl Error {
     }
 }
 
+/// Records between two bodies that are read over rather than jumped over.
+const READ_OVER_MAX: i64 = 500;
+
 /// A tenure that has begun.
 #[derive(Debug)]
-pub struct Tenure {
+pub struct Takeover {
     pub partition: i32,
-    /// Offset of its `OwnershipTaken`.
-    pub id: i64,
-    pub state: State,
+    pub tenure: Tenure,
+    /// Of the open requests, as far as `requests` still has them.
+    pub bodies: HashMap<RequestKey, Bytes>,
 }
 
 /// What a restore works with.
@@ -57,11 +67,13 @@ pub struct Restore {
     pub codec: Arc<Codec>,
     pub publisher: Publisher,
     pub owner: String,
+    /// Bodies that are read again at the most: as many as there may be calls. Requests beyond are settled.
+    pub open_max: usize,
 }
 
 impl Restore {
     /// Takes the partition over; blocks, so it runs on a thread for that.
-    pub fn take_over(&self, partition: i32, handle: &tokio::runtime::Handle) -> Result<Tenure, Error> {
+    pub fn take_over(&self, partition: i32, handle: &tokio::runtime::Handle) -> Result<Takeover, Error> {
         let failed = |source| Error::Kafka { partition, source };
         let topic = kafka::topic_name(&self.kafka, Topic::Journal);
         let consumer: BaseConsumer = kafka::cold_consumer(&self.kafka, "restore").create().map_err(failed)?;
@@ -69,11 +81,80 @@ impl Restore {
         let mut assignment = TopicPartitionList::new();
         assignment.add_partition_offset(&topic, partition, Offset::Offset(low)).map_err(failed)?;
         consumer.assign(&assignment).map_err(failed)?;
-        let mut fold = Fold { partition, next: low, tenancy: Tenancy::VACANT, state: State::default() };
-        self.fold_until(&consumer, &mut fold, end, handle)?;
+        let mut folded = Fold { partition, next: low, tenancy: Tenancy::VACANT, state: State::default() };
+        self.fold_until(&consumer, &mut folded, end, handle)?;
         let id = self.append_ownership(&topic, partition, handle)?;
-        self.fold_until(&consumer, &mut fold, id + 1, handle)?;
-        Ok(Tenure { partition, id, state: fold.state })
+        self.fold_until(&consumer, &mut folded, id + 1, handle)?;
+        drop(consumer);
+        let bodies = self.bodies(partition, &folded.state, handle)?;
+        Ok(Takeover { partition, tenure: Tenure::begin(id, folded.state), bodies })
+    }
+
+    /// Reads the bodies of the open requests again, by their offsets. One that cannot be read is left out.
+    fn bodies(
+        &self,
+        partition: i32,
+        state: &State,
+        handle: &tokio::runtime::Handle,
+    ) -> Result<HashMap<RequestKey, Bytes>, Error> {
+        let failed = |source| Error::Kafka { partition, source };
+        let mut wanted: Vec<(i64, &RequestKey)> =
+            state.open_requests().map(|(key, open)| (open.source_offset, key)).collect();
+        wanted.sort_unstable_by_key(|(offset, _)| *offset);
+        wanted.truncate(self.open_max);
+        let mut bodies = HashMap::with_capacity(wanted.len());
+        if wanted.is_empty() {
+            return Ok(bodies);
+        }
+        let topic = kafka::topic_name(&self.kafka, Topic::Requests);
+        let consumer: BaseConsumer = kafka::hot_consumer(&self.kafka, "restore").create().map_err(failed)?;
+        let (low, _) = consumer.fetch_watermarks(&topic, partition, CALL_TIMEOUT).map_err(failed)?;
+        let mut next = None;
+        for (offset, key) in wanted.into_iter().filter(|(offset, _)| *offset >= low) {
+            if next.is_none_or(|next| offset - next > READ_OVER_MAX) {
+                let mut assignment = TopicPartitionList::new();
+                assignment.add_partition_offset(&topic, partition, Offset::Offset(offset)).map_err(failed)?;
+                consumer.assign(&assignment).map_err(failed)?;
+            }
+            next = Some(offset + 1);
+            if let Some(body) = self.body(&consumer, partition, offset, key, handle)? {
+                bodies.insert(key.clone(), body);
+            }
+        }
+        Ok(bodies)
+    }
+
+    /// The body of the request at `offset`, which the consumer reaches by reading on.
+    fn body(
+        &self,
+        consumer: &BaseConsumer,
+        partition: i32,
+        offset: i64,
+        key: &RequestKey,
+        handle: &tokio::runtime::Handle,
+    ) -> Result<Option<Bytes>, Error> {
+        let begun = Instant::now();
+        loop {
+            let message = match consumer.poll(Duration::from_millis(100)) {
+                Some(Ok(message)) if message.offset() < offset => continue,
+                Some(Ok(message)) => message,
+                Some(Err(KafkaError::PartitionEOF(_))) | None if begun.elapsed() < STALL => continue,
+                Some(Err(KafkaError::PartitionEOF(_))) | None => {
+                    return Err(Error::Stalled { partition, offset, end: offset + 1 });
+                }
+                Some(Err(source)) => return Err(Error::Kafka { partition, source }),
+            };
+            // Retention may have moved on meanwhile.
+            if message.offset() != offset {
+                return Ok(None);
+            }
+            let decoded = self.decode::<RequestRecord>(message.payload().unwrap_or_default(), handle);
+            let request = decoded.ok().and_then(|record| Request::try_from(record).ok());
+            return Ok(match request {
+                Some(Request::Chat(chat)) if key_of(&chat.organization, &chat.request_id) == *key => Some(chat.body),
+                _ => None,
+            });
+        }
     }
 
     fn fold_until(
@@ -105,19 +186,26 @@ impl Restore {
     }
 
     fn entry(&self, payload: &[u8], handle: &tokio::runtime::Handle) -> Result<Entry, String> {
-        let decoded = loop {
-            match self.codec.decode::<JournalRecord>(payload) {
+        let record = self.decode::<JournalRecord>(payload, handle).map_err(|e| e.to_string())?;
+        Entry::try_from(record).map_err(|e: EnvelopeError| e.to_string())
+    }
+
+    fn decode<T: Record + DeserializeOwned>(
+        &self,
+        payload: &[u8],
+        handle: &tokio::runtime::Handle,
+    ) -> Result<T, codec::Error> {
+        loop {
+            match self.codec.decode::<T>(payload) {
                 Err(codec::Error::UnknownSchema { id }) => match handle.block_on(self.codec.learn(id)) {
                     // The registry being away is a reason to wait, within the bound on a stall.
                     Err(codec::Error::Registry { .. }) => std::thread::sleep(Duration::from_millis(200)),
-                    Err(error) => break Err(error),
+                    Err(error) => return Err(error),
                     Ok(()) => {}
                 },
-                decoded => break decoded,
+                decoded => return decoded,
             }
-        };
-        let record = decoded.map_err(|e| e.to_string())?;
-        Entry::try_from(record).map_err(|e: EnvelopeError| e.to_string())
+        }
     }
 
     fn append_ownership(&self, topic: &str, partition: i32, handle: &tokio::runtime::Handle) -> Result<i64, Error> {
@@ -153,10 +241,7 @@ struct Fold {
 impl Fold {
     fn take(&mut self, offset: i64, entry: &Entry) {
         self.next = offset + 1;
-        if self.tenancy.accept(offset, entry)
-            && let Entry::Commit(commit) = entry
-        {
-            evolve(&mut self.state, commit);
-        }
+        let effective = self.tenancy.accept(offset, entry);
+        fold(&mut self.state, offset, entry, effective);
     }
 }

@@ -18,19 +18,19 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::calls::Calls;
+use super::calls::{Calls, Report};
 use super::control::Control;
+use super::fingerprint::Fingerprints;
 use super::kafka;
 use super::member::{self, Change, Member, Position, Received};
 use super::owner::{Lost, Owner, Record};
 use super::publisher::{Deliveries, Delivery, Publisher};
-use super::restore::{self, Restore, Tenure};
+use super::restore::{self, Restore, Takeover};
 use super::shell::{Learned, Load, ProcessorMetrics, Shell, Tag, Topics};
 use crate::codec::Codec;
 use crate::config::{self, millis};
 use crate::domain::ids::partition_of;
 use crate::processor::Bounds;
-use crate::processor::inference::AttemptReport;
 use crate::provider::transport::Transport;
 use crate::records::Topic;
 use crate::telemetry::Metrics;
@@ -66,13 +66,13 @@ pub struct Options {
 }
 
 /// What became of a restore.
-type Restored = (i32, Result<Tenure, restore::Error>);
+type Restored = (i32, Result<Takeover, restore::Error>);
 
 /// Everything that woke the loop.
 #[derive(Default)]
 struct Round<'a> {
     acknowledgements: Vec<Delivery>,
-    reports: Vec<AttemptReport>,
+    reports: Vec<Report>,
     restored: Vec<Restored>,
     learned: Vec<Learned>,
     records: Vec<BorrowedMessage<'a>>,
@@ -83,7 +83,7 @@ struct Round<'a> {
 }
 
 struct Channels {
-    reports: mpsc::Receiver<AttemptReport>,
+    reports: mpsc::Receiver<Report>,
     learned: mpsc::Receiver<Learned>,
     restored: mpsc::Receiver<Restored>,
 }
@@ -100,6 +100,8 @@ struct Shard {
     /// Partition by epoch, for acknowledgements.
     epochs: HashMap<u64, i32>,
     next_epoch: u64,
+    /// By partition, the record that ended the last tenure because the decision on it could not be written.
+    undecidable: HashMap<i32, (i64, String)>,
     /// Partitions that are assigned to us, whether restored or not.
     mine: Vec<i32>,
     /// Partitions that an assignment waits for.
@@ -222,7 +224,9 @@ impl Shard {
                 timeout: millis(config.processor.timeout_ms),
                 timeout_max: millis(config.processor.timeout_max_ms),
             },
+            fingerprints: Fingerprints::new(config.processor.fingerprint_key.as_ref()),
             dead_letter_bytes_max: config.processor.dead_letter_bytes_max,
+            record_bytes_max: config.kafka.record_bytes_max,
             load: Load::new(
                 config.processor.calls_max,
                 config.processor.organization_share_percent,
@@ -230,7 +234,13 @@ impl Shard {
             ),
             metrics: counters,
         };
-        let restore = Restore { kafka: config.kafka.clone(), codec, publisher, owner: config.instance.clone() };
+        let restore = Restore {
+            kafka: config.kafka.clone(),
+            codec,
+            publisher,
+            owner: config.instance.clone(),
+            open_max: config.processor.calls_max,
+        };
         let shard = Self {
             member,
             shell,
@@ -241,6 +251,7 @@ impl Shard {
             owners: BTreeMap::new(),
             epochs: HashMap::new(),
             next_epoch: 1,
+            undecidable: HashMap::new(),
             mine: Vec::new(),
             restoring: Vec::new(),
             assigned: Vec::new(),
@@ -259,7 +270,7 @@ impl Shard {
             self.acknowledged(tag, outcome);
         }
         for report in round.reports {
-            let organization = report.key.organization.as_str();
+            let organization = report.key().organization.as_str();
             let partition = partition_of(organization, self.shell.bounds.partitions);
             self.with_owner(partition, |owner, shell| owner.reported(shell, report));
         }
@@ -268,11 +279,21 @@ impl Shard {
                 self.with_owner(partition, |owner, shell| owner.learned(shell, id, &outcome));
             }
         }
+        let mut holding = Vec::new();
         for message in &round.records {
             let received = Received::of(message);
             let record =
                 Record { offset: received.offset, at: received.at, key: received.key, payload: received.payload };
-            self.with_owner(received.partition, |owner, shell| owner.take(shell, record));
+            self.with_owner(received.partition, |owner, shell| {
+                owner.take(shell, record)?;
+                if owner.is_congested() && !holding.contains(&received.partition) {
+                    holding.push(received.partition);
+                }
+                Ok(())
+            });
+        }
+        for partition in holding {
+            self.pause(partition);
         }
         for error in round.errors {
             self.member.check(error)?;
@@ -298,15 +319,12 @@ impl Shard {
 
     fn acknowledged(&mut self, tag: u64, outcome: Result<i64, KafkaError>) {
         let (epoch, kind) = Tag::of(tag);
-        if let (Tag::Answer, Err(error)) = (kind, &outcome) {
-            tracing::error!(%error, "a terminal frame was not acknowledged; its settlement stands in the journal");
-            return;
-        }
         let Some(partition) = self.epochs.get(&epoch).copied() else { return };
         match kind {
             Tag::Commit => self.with_owner(partition, |owner, shell| owner.acknowledged(shell, outcome)),
             Tag::Disposal => self.with_owner(partition, |owner, shell| owner.disposed(shell, outcome)),
-            Tag::Answer => {}
+            // The next tenure publishes it again.
+            Tag::Answer => self.with_owner(partition, |_, _| outcome.map(|_| ()).map_err(Lost::Delivery)),
         }
     }
 
@@ -314,8 +332,11 @@ impl Shard {
     fn with_owner(&mut self, partition: i32, step: impl FnOnce(&mut Owner, &mut Shell) -> Result<(), Lost>) {
         let Some(owner) = self.owners.get_mut(&partition) else { return };
         if let Err(lost) = step(owner, &mut self.shell) {
-            tracing::warn!(kafka.partition = partition, tenure = owner.tenure, %lost, "tenure ended; restoring");
+            tracing::warn!(kafka.partition = partition, tenure = owner.tenure(), %lost, "tenure ended; restoring");
             self.shell.metrics.tenures_lost.inc();
+            if let Lost::Unwritable { source_offset: Some(offset), detail } = lost {
+                self.undecidable.insert(partition, (offset, detail));
+            }
             self.close(partition);
             self.give_away(&[partition]);
             if self.mine.contains(&partition) && self.stopping.is_none() {
@@ -378,24 +399,25 @@ impl Shard {
             tokio::time::sleep(wait).await;
             let taken = tokio::task::spawn_blocking(move || restore.take_over(partition, &handle)).await;
             let Ok(taken) = taken else { return };
-            if let Ok(tenure) = &taken {
-                control.reached(tenure.state.control_offset.unwrap_or(-1)).await;
+            if let Ok(takeover) = &taken {
+                control.reached(takeover.tenure.state().control_offset.unwrap_or(-1)).await;
             }
             let _ = restored.send((partition, taken)).await;
         });
     }
 
-    fn restored(&mut self, partition: i32, restored: Result<Tenure, restore::Error>) -> Result<(), Error> {
+    fn restored(&mut self, partition: i32, restored: Result<Takeover, restore::Error>) -> Result<(), Error> {
         if !self.restoring.contains(&partition) {
             return Ok(());
         }
         match restored {
-            Ok(tenure) => {
+            Ok(takeover) => {
                 self.restoring.retain(|waiting| *waiting != partition);
                 let epoch = self.next_epoch;
                 self.next_epoch += 1;
-                tracing::info!(kafka.partition = partition, tenure = tenure.id, "partition taken over");
-                match Owner::begin(tenure, epoch, &mut self.shell) {
+                tracing::info!(kafka.partition = partition, tenure = takeover.tenure.id(), "partition taken over");
+                let undecidable = self.undecidable.remove(&partition);
+                match Owner::begin(takeover, epoch, undecidable, &mut self.shell) {
                     Ok(owner) => {
                         self.epochs.insert(epoch, partition);
                         let position = Position { partition, offset: owner.resume_offset(), note: String::new() };
@@ -428,16 +450,20 @@ impl Shard {
         Ok(())
     }
 
+    fn pause(&mut self, partition: i32) {
+        if !self.paused.contains(&partition) {
+            self.member.pause(partition);
+            self.paused.push(partition);
+        }
+    }
+
     fn tick(&mut self) -> Result<(), Error> {
         let partitions: Vec<i32> = self.owners.keys().copied().collect();
         for partition in partitions {
-            self.with_owner(partition, |owner, shell| owner.retry(shell));
+            self.with_owner(partition, |owner, shell| owner.tick(shell));
             let congested = self.owners.get(&partition).is_some_and(Owner::is_congested);
             match (congested, self.paused.contains(&partition)) {
-                (true, false) => {
-                    self.member.pause(partition);
-                    self.paused.push(partition);
-                }
+                (true, false) => self.pause(partition),
                 (false, true) => {
                     self.member.resume(partition);
                     self.paused.retain(|paused| *paused != partition);

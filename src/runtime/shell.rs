@@ -11,13 +11,13 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::calls::Calls;
+use super::calls::{Calls, Report};
 use super::control::Control;
+use super::fingerprint::Fingerprints;
 use super::owner::{Lost, Record, outgoing, taken};
 use super::publisher::{Deliveries, Publisher};
 use crate::codec::{self, Codec};
 use crate::domain::{OrganizationId, RequestKey};
-use crate::processor::inference::AttemptReport;
 use crate::processor::{Bounds, Capacity};
 use crate::records::Outcome;
 use crate::records::dead_letters::DeadLetter;
@@ -64,12 +64,15 @@ pub struct Shell {
     pub control: Control,
     pub calls: Arc<Calls>,
     pub deliveries: Arc<Deliveries>,
-    pub reports: mpsc::Sender<AttemptReport>,
+    pub reports: mpsc::Sender<Report>,
     pub learned: mpsc::Sender<Learned>,
     pub tasks: JoinSet<()>,
     pub topics: Topics,
     pub bounds: Bounds,
+    pub fingerprints: Fingerprints,
     pub dead_letter_bytes_max: usize,
+    /// Largest record that the producer takes.
+    pub record_bytes_max: usize,
     pub load: Load,
     pub metrics: ProcessorMetrics,
 }
@@ -95,10 +98,11 @@ impl Shell {
     }
 
     /// Puts a record into `dead-letters`.
-    pub fn dead_letter(&self, partition: i32, key: &[u8], letter: &DeadLetter, epoch: u64) -> Result<(), Lost> {
+    pub fn dead_letter(&self, partition: i32, letter: &DeadLetter, epoch: u64) -> Result<(), Lost> {
         let mut payload = Vec::new();
         self.codec.encode(letter, &mut payload).map_err(|e| Lost::Write(e.to_string()))?;
-        let record = outgoing(&self.topics.dead_letters, partition, key, &payload);
+        let record =
+            outgoing(&self.topics.dead_letters, partition, letter.key.as_deref().unwrap_or_default(), &payload);
         self.dispose(record, epoch)
     }
 
@@ -201,6 +205,7 @@ pub struct ProcessorMetrics {
     pub dead: Counter,
     pub misplaced: Counter,
     pub tenures_lost: Counter,
+    pub orphans: Counter,
     pub partitions: Gauge,
     pub open: Gauge,
     settled: Family<OutcomeLabel, Counter>,
@@ -217,6 +222,7 @@ impl ProcessorMetrics {
             registry.register("records_dead", "Records put into dead-letters", own.dead.clone());
             registry.register("records_misplaced", "Records moved to their partition", own.misplaced.clone());
             registry.register("tenures_lost", "Tenures that ended in their middle", own.tenures_lost.clone());
+            registry.register("orphans_posted", "Ends of calls of former owners, posted", own.orphans.clone());
             registry.register("partitions_owned", "Partitions owned by this process", own.partitions.clone());
             registry.register("requests_open", "Requests admitted and not settled", own.open.clone());
         });

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::codec::{self, Codec};
-use crate::records::dead_letters::DeadLetter;
+use crate::records::dead_letters::{DeadLetter, Source};
 use crate::records::usage::UsageRecord;
 use crate::runtime::member::Received;
 
@@ -37,20 +36,9 @@ pub struct Encoded {
 
 impl Letter {
     pub fn new(topic: &str, record: Received<'_>, reason: &str, error: &codec::Error, bytes_max: usize) -> Self {
-        let kept = &record.payload[..record.payload.len().min(bytes_max)];
-        Self {
-            letter: DeadLetter {
-                topic: topic.to_owned(),
-                partition: record.partition,
-                offset: record.offset,
-                at: record.at,
-                reason: reason.to_owned(),
-                detail: error.to_string(),
-                key: record.key.map(Bytes::copy_from_slice),
-                payload: Some(Bytes::copy_from_slice(kept)),
-                payload_bytes: i64::try_from(record.payload.len()).unwrap_or(i64::MAX),
-            },
-        }
+        let Received { partition, offset, at, key, payload } = record;
+        let source = Source { topic, partition, offset, at, key, payload };
+        Self { letter: DeadLetter::of(source, reason, &error.to_string(), bytes_max) }
     }
 
     pub fn encoded(self, codec: &Codec) -> Result<Encoded, codec::Error> {

@@ -72,6 +72,7 @@ impl<'a> From<&'a UsageRecord> for UsageRow<'a> {
                 PostingKind::Unknown => "unknown",
                 PostingKind::Attempt => "attempt",
                 PostingKind::Refusal => "refusal",
+                PostingKind::Orphan => "orphan",
             },
             at: record.at.as_millis(),
             received_at: record.received_at.as_millis(),

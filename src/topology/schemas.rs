@@ -292,9 +292,9 @@ mod tests {
     fn a_stranger_and_a_gap_are_found() {
         let found = problems(|files| {
             files.set("schemas/avro/plans.avsc", "{}");
-            files.set("schemas/avro/history/usage/0003.avsc", Topic::Usage.schema());
+            files.set("schemas/avro/history/dead-letters/0003.avsc", Topic::DeadLetters.schema());
         });
         assert!(found.contains("plans.avsc: belongs to no topic"), "{found}");
-        assert!(found.contains("usage/0002.avsc: is missing"), "{found}");
+        assert!(found.contains("dead-letters/0002.avsc: is missing"), "{found}");
     }
 }

@@ -141,15 +141,7 @@ fn content(event: &str) -> FrameBody {
 }
 
 fn completed() -> FrameBody {
-    FrameBody::Terminal(Box::new(Terminal {
-        outcome: Outcome::Completed,
-        head: None,
-        body: None,
-        usage: None,
-        cost_pico_usd: None,
-        finish_reason: None,
-        error: None,
-    }))
+    FrameBody::Terminal(Box::new(Terminal::of(Outcome::Completed)))
 }
 
 fn ask(facade: &Facade) -> reqwest::RequestBuilder {

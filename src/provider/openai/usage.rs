@@ -46,10 +46,13 @@ pub fn token_usage(raw: &str) -> Option<TokenUsage> {
     (input.is_some() || output.is_some()).then_some(TokenUsage { input, cached_input, cache_write, output, reasoning })
 }
 
+/// No answer has so many tokens; a larger count is a provider's mistake, and unknown.
+const TOKENS_MAX: u64 = 1_000_000_000_000;
+
 /// A count; some providers write whole numbers as floats.
 fn count(value: &Value) -> Option<u64> {
     let float = || value.as_f64().filter(|f| *f >= 0.0 && f.fract() == 0.0 && *f < 9e15).map(|f| f as u64);
-    value.as_u64().or_else(float)
+    value.as_u64().or_else(float).filter(|count| *count <= TOKENS_MAX)
 }
 
 #[cfg(test)]
@@ -98,9 +101,9 @@ mod tests {
                 Some([Some(10), Some(12), None, Some(5), None]),
             ),
             (
-                "counts at the end of the range",
+                "counts that no answer has are unknown",
                 r#"{"prompt_tokens":18446744073709551615,"completion_tokens":18446744073709551615,"prompt_tokens_details":{"cached_tokens":18446744073709551615,"cache_write_tokens":5},"completion_tokens_details":{"reasoning_tokens":18446744073709551615},"total_tokens":3}"#,
-                Some([Some(0), Some(u64::MAX), Some(5), Some(u64::MAX), Some(u64::MAX)]),
+                None,
             ),
             (
                 "reasoning is part of the output",

@@ -1,0 +1,437 @@
+//! Thousands of histories of a partition: requests, repeats, cancels, provider calls that end well or badly, owners that
+//! crash, stall and are replaced at any moment, appends that are lost or not acknowledged, clocks that jump. The owners
+//! are real [`Tenure`]s over one journal, which is the only thing they share. At the end the log is checked against what
+//! the world outside saw.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::inference::{AttemptEnd, AttemptReport};
+use super::tenure::{Circumstances, Tenure};
+use super::tests::{BOUNDS, at, failed, hello, reported, tables};
+use super::*;
+use crate::control::Tables;
+use crate::domain::PicoUsd;
+use crate::provider::{FailureClass, Summary};
+use crate::records::journal::{Entry, OwnershipTaken, Tenancy};
+
+/// Histories that the test plays.
+const HISTORIES: u64 = 10_000;
+/// Random steps of a history, before it is brought to its end.
+const STEPS: u64 = 60;
+const HOUR_MS: i64 = 3_600_000;
+
+/// A small generator (xorshift), so that a history can be played again by its seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % bound
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// A record of `requests`.
+#[derive(Clone)]
+enum Asked {
+    Chat(Box<Chat>),
+    Cancel(Cancel),
+}
+
+/// A provider call under way.
+#[derive(Clone)]
+struct Call {
+    key: RequestKey,
+    attempt: u32,
+}
+
+/// A process that believes to own the partition.
+struct Owner {
+    tenure: Tenure,
+    /// Next record to read.
+    next: usize,
+    /// Appended and not acknowledged: the offset at which it stands, or none when it was lost.
+    in_flight: VecDeque<Option<i64>>,
+    calls: Vec<Call>,
+}
+
+struct World {
+    random: Random,
+    control: Tables,
+    now: Timestamp,
+    epoch: u32,
+    requests: Vec<(Timestamp, Asked)>,
+    journal: Vec<Entry>,
+    owners: Vec<Owner>,
+    /// What providers were really paid, by call.
+    spent: BTreeMap<(RequestKey, u32), PicoUsd>,
+    /// Every call that was really made, with the length of the journal then.
+    made: Vec<(RequestKey, u32, usize)>,
+    /// Every terminal that was published.
+    terminals: Vec<(RequestKey, Outcome)>,
+    crashes: u32,
+    stalls: u32,
+    fenced: u32,
+    overdue: u32,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut world = Self {
+            random: Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),
+            control: tables(),
+            now: at(1_000_000_000),
+            epoch: 0,
+            requests: Vec::new(),
+            journal: Vec::new(),
+            owners: Vec::new(),
+            spent: BTreeMap::new(),
+            made: Vec::new(),
+            terminals: Vec::new(),
+            crashes: 0,
+            stalls: 0,
+            fenced: 0,
+            overdue: 0,
+        };
+        world.take_over();
+        world
+    }
+
+    fn folded(&self) -> State {
+        let (mut state, mut tenancy) = (State::default(), Tenancy::VACANT);
+        for (offset, entry) in (0..).zip(&self.journal) {
+            let effective = tenancy.accept(offset, entry);
+            fold(&mut state, offset, entry, effective);
+        }
+        state
+    }
+
+    fn append(&mut self, entry: Entry) -> i64 {
+        self.journal.push(entry);
+        self.journal.len() as i64 - 1
+    }
+
+    /// A new owner begins, whatever the others believe.
+    fn take_over(&mut self) {
+        let taken = OwnershipTaken { owner: "o".into(), at: self.now, version: "0".into() };
+        let id = self.append(Entry::OwnershipTaken(taken));
+        let state = self.folded();
+        let next = state.last_source_offset.map_or(0, |offset| offset as usize + 1);
+        let again: Vec<Command> = state.memory.ended().map(|e| terminal_again(e, id, state.clock)).collect();
+        let orphans: Vec<i64> = state.orphans().map(|(offset, _)| offset).collect();
+        let mut open: Vec<RequestKey> = state.open_requests().map(|(key, _)| key.clone()).collect();
+        open.sort();
+        let tenure = Tenure::begin(id, state);
+        self.owners.push(Owner { tenure, next, in_flight: VecDeque::new(), calls: Vec::new() });
+        let owner = self.owners.len() - 1;
+        for command in again {
+            self.run(owner, command);
+        }
+        for offset in orphans {
+            self.decide(owner, &Input::Orphaned(offset));
+        }
+        for key in open {
+            let has_body = !self.random.one_in(5);
+            self.decide(owner, &Input::TakenOver { key, has_body });
+        }
+    }
+
+    fn decide(&mut self, owner: usize, input: &Input<'_>) {
+        let at = match input {
+            Input::Chat { received_at, .. } | Input::Cancel { received_at, .. } => *received_at,
+            _ => self.now,
+        };
+        let with = Circumstances { at, control: &self.control, capacity: Capacity::Free, bounds: &BOUNDS };
+        let Some(commit) = self.owners[owner].tenure.decide(input, with) else { return };
+        // An append may be lost on its way; those behind it may arrive all the same.
+        let offset = (!self.random.one_in(40)).then(|| self.append(Entry::Commit(commit)));
+        self.owners[owner].in_flight.push_back(offset);
+    }
+
+    /// The oldest append of an owner is acknowledged, or its loss is told.
+    fn acknowledge(&mut self, owner: usize) {
+        let Some(offset) = self.owners[owner].in_flight.pop_front() else { return };
+        let acknowledged = match offset {
+            Some(offset) => self.owners[owner].tenure.acknowledged(offset).ok(),
+            None => None,
+        };
+        match acknowledged {
+            Some(pending) => pending.commands.into_iter().for_each(|command| self.run(owner, command)),
+            None => {
+                self.fenced += 1;
+                self.owners.remove(owner);
+            }
+        }
+    }
+
+    fn run(&mut self, owner: usize, command: Command) {
+        match command {
+            Command::Call(call) => {
+                self.owners[owner].calls.push(Call { key: call.key.clone(), attempt: call.attempt });
+                self.made.push((call.key, call.attempt, self.journal.len()));
+            }
+            // The end of an aborted call is told as any other's.
+            Command::Abort(_) => {}
+            Command::Answer { frame, .. } => {
+                let FrameBody::Terminal(terminal) = &frame.body else { panic!("a decision publishes terminals only") };
+                let key = key_of(&frame.organization, &frame.request_id);
+                self.terminals.push((key, terminal.outcome));
+            }
+        }
+    }
+
+    /// A call of an owner ends, in some way.
+    fn end_call(&mut self, owner: usize, well: bool) {
+        let calls = self.owners[owner].calls.len() as u64;
+        if calls == 0 {
+            return;
+        }
+        let index = self.random.below(calls) as usize;
+        let call = self.owners[owner].calls.remove(index);
+        let (end, summary, frames) = match self.random.below(4) {
+            _ if well => (AttemptEnd::Completed, reported(3, 5), 0),
+            0 => (failed(FailureClass::Connect), Summary::default(), 0),
+            1 => (failed(FailureClass::Cut), reported(2, 1), 1),
+            _ => (AttemptEnd::Completed, reported(3, 5), 0),
+        };
+        let report = AttemptReport {
+            key: call.key.clone(),
+            attempt: call.attempt,
+            called: true,
+            end,
+            summary,
+            content_frames: frames,
+            simulated: false,
+            time_to_first_token_ms: None,
+            duration_ms: 1,
+            body: None,
+        };
+        let before = self.journal.len();
+        self.decide(owner, &Input::AttemptEnded(report));
+        // What reached the journal is money that must be found again; what did not, nobody can know.
+        for entry in &self.journal[before..] {
+            let Entry::Commit(commit) = entry else { continue };
+            for fact in &commit.facts {
+                if let Fact::AttemptEnded(posting) = fact
+                    && let Some(cost) = posting.cost_pico_usd
+                {
+                    let earlier = self.spent.insert((call.key.clone(), call.attempt), cost);
+                    assert_eq!(earlier, None, "{} attempt {} ended twice", call.key, call.attempt);
+                }
+            }
+        }
+    }
+
+    /// The owner reads its next record.
+    fn read(&mut self, owner: usize) {
+        let offset = self.owners[owner].next;
+        let Some((received_at, asked)) = self.requests.get(offset).cloned() else { return };
+        self.owners[owner].next += 1;
+        let source_offset = offset as i64;
+        match asked {
+            Asked::Chat(chat) => {
+                let (content, fingerprint) = (content::read(&chat.body), None);
+                self.decide(owner, &Input::Chat { source_offset, received_at, chat: &chat, content, fingerprint });
+            }
+            Asked::Cancel(cancel) => {
+                self.decide(owner, &Input::Cancel { source_offset, received_at, cancel: &cancel });
+            }
+        }
+    }
+
+    fn ask(&mut self) {
+        let name = RequestId::parse(&format!("r{}-{}", self.epoch, self.random.below(8))).unwrap();
+        let asked = match self.random.below(6) {
+            0 => {
+                let organization = hello("two").organization;
+                Asked::Cancel(Cancel { request_id: name, organization, reason: "gone".into() })
+            }
+            n => {
+                let nonce = Some(format!("n{}", self.random.below(2)));
+                let model = if n < 3 { "auto" } else { "two" };
+                let timeout_ms = self.random.one_in(6).then_some(1);
+                Asked::Chat(Box::new(Chat { request_id: name, reply_nonce: nonce, timeout_ms, ..hello(model) }))
+            }
+        };
+        self.requests.push((self.now, asked));
+    }
+
+    fn step(&mut self) {
+        let owners = self.owners.len() as u64;
+        let chosen = if owners == 0 { None } else { Some(self.random.below(owners) as usize) };
+        match (self.random.below(20), chosen) {
+            (0..=3, _) => self.ask(),
+            (4..=7, Some(owner)) => self.read(owner),
+            (8..=12, Some(owner)) => self.acknowledge(owner),
+            (13..=15, Some(owner)) => self.end_call(owner, false),
+            (16, Some(owner)) => {
+                self.crashes += 1;
+                self.owners.remove(owner);
+            }
+            (17, _) => {
+                // Whoever is there goes on as if nothing had happened.
+                self.stalls += u32::from(owners > 0);
+                self.take_over();
+            }
+            (18, _) => self.jump(),
+            (_, Some(owner)) => self.tick(owner),
+            (_, None) => self.take_over(),
+        }
+    }
+
+    /// Time passes, or the clock of the machine is set.
+    fn jump(&mut self) {
+        let by = match self.random.below(8) {
+            0 => HOUR_MS,
+            1 => -HOUR_MS,
+            2 => 100_000,
+            _ => 7,
+        };
+        // Ids are remembered for less than an hour.
+        self.epoch += u32::from(by == HOUR_MS);
+        self.now = at(self.now.as_millis() + by);
+    }
+
+    fn tick(&mut self, owner: usize) {
+        let now = self.now.max(self.owners[owner].tenure.state().clock);
+        if let Some(key) = self.owners[owner].tenure.state().overdue(now).cloned() {
+            self.overdue += 1;
+            self.decide(owner, &Input::Overdue(key));
+        }
+    }
+
+    /// Everybody but a last owner is gone, and nothing is lost any more.
+    fn settle(&mut self) {
+        self.owners.clear();
+        loop {
+            if self.owners.is_empty() {
+                self.take_over();
+            }
+            self.read(0);
+            while self.owners.first().is_some_and(|owner| !owner.calls.is_empty()) {
+                self.end_call(0, true);
+            }
+            while self.owners.first().is_some_and(|owner| !owner.in_flight.is_empty()) {
+                self.acknowledge(0);
+            }
+            let Some(owner) = self.owners.first() else { continue };
+            let quiet = owner.calls.is_empty() && owner.in_flight.is_empty();
+            if quiet && owner.next == self.requests.len() && owner.tenure.state().orphans().count() == 0 {
+                // A last one finds what the others appended in vain.
+                if self.folded().orphans().count() == 0 {
+                    return;
+                }
+                self.owners.clear();
+            }
+        }
+    }
+
+    fn check(&self) {
+        let mut tenancy = Tenancy::VACANT;
+        let mut sources = Vec::new();
+        let mut clock = Timestamp::default();
+        // By request and round: admissions, terminals, attempts.
+        let mut open: BTreeMap<RequestKey, (u32, u32)> = BTreeMap::new();
+        let mut started: BTreeSet<(RequestKey, u32)> = BTreeSet::new();
+        let mut durable: BTreeMap<(RequestKey, u32), usize> = BTreeMap::new();
+        let mut posted: BTreeMap<(RequestKey, u32), PicoUsd> = BTreeMap::new();
+        let mut settled: BTreeSet<RequestKey> = BTreeSet::new();
+        for (offset, entry) in self.journal.iter().enumerate() {
+            let effective = tenancy.accept(offset as i64, entry);
+            let Entry::Commit(commit) = entry else { continue };
+            if !effective {
+                continue;
+            }
+            assert!(commit.at >= clock, "the clock went back at {offset}");
+            clock = commit.at;
+            sources.extend(commit.source_offset);
+            let (Some(organization), Some(request)) = (&commit.organization, &commit.request) else { continue };
+            let key = key_of(organization, &request.request_id);
+            let mut post = |posting: &AttemptEnded| {
+                let Some(cost) = posting.cost_pico_usd else { return };
+                assert_eq!(posted.insert((key.clone(), posting.attempt), cost), None, "{key} was posted twice");
+            };
+            for fact in &commit.facts {
+                match fact {
+                    Fact::RequestAdmitted(_) => {
+                        assert_eq!(open.insert(key.clone(), (0, 0)), None, "{key} was admitted while open");
+                        assert!(!settled.contains(&key), "{key} was admitted again");
+                    }
+                    Fact::RequestRouted(routed) => open.get_mut(&key).unwrap().1 = routed.max_attempts,
+                    Fact::AttemptStarted(attempt) => {
+                        let (attempts, most) = open.get_mut(&key).unwrap();
+                        *attempts += 1;
+                        assert_eq!(attempt.attempt, *attempts, "{key}: attempts have no gap");
+                        assert!(*attempts <= *most, "{key}: too many attempts");
+                        started.insert((key.clone(), attempt.attempt));
+                        durable.insert((key.clone(), attempt.attempt), offset);
+                    }
+                    Fact::AttemptEnded(posting) => {
+                        assert!(started.remove(&(key.clone(), posting.attempt)), "{key}: an end without a beginning");
+                        post(posting);
+                    }
+                    Fact::OrphanPosted(orphan) => post(&orphan.posting),
+                    Fact::RequestSettled(_) => {
+                        assert!(open.remove(&key).is_some(), "{key} was settled without being open");
+                        settled.insert(key.clone());
+                    }
+                    Fact::AttemptProgressed(_)
+                    | Fact::RequestRefused(_)
+                    | Fact::CancelRequested(_)
+                    | Fact::RecordSkipped(_) => {}
+                }
+            }
+        }
+        assert_eq!(open.len(), 0, "requests without a terminal");
+        let all: Vec<i64> = (0..self.requests.len() as i64).collect();
+        assert_eq!(sources, all, "every record is decided once, in order");
+        assert_eq!(posted, self.spent, "what was spent is posted, once");
+        let mut calls = BTreeSet::new();
+        for (key, attempt, journal) in &self.made {
+            assert!(calls.insert((key, attempt)), "{key} attempt {attempt} was called twice");
+            let committed = durable.get(&(key.clone(), *attempt));
+            assert!(committed.is_some_and(|offset| offset < journal), "{key} was called before it was durable");
+        }
+        for key in &settled {
+            let outcomes: BTreeSet<&str> = self
+                .terminals
+                .iter()
+                .filter(|(of, outcome)| of == key && *outcome != Outcome::Refused)
+                .map(|(_, outcome)| outcome.as_str())
+                .collect();
+            // Nobody waits for hours while no owner is there.
+            let published = outcomes.len() == 1 || (outcomes.is_empty() && self.epoch > 0);
+            assert!(published, "{key} has one outcome, and its terminal was published: {outcomes:?}");
+        }
+        assert_eq!(self.folded(), *self.owners[0].tenure.state(), "a rebuild is the live state");
+    }
+}
+
+#[test]
+fn every_history_of_crashes_stalls_and_losses_ends_with_each_request_settled_once() {
+    let (mut crashes, mut stalls, mut fenced, mut overdue, mut orphans) = (0, 0, 0, 0, 0);
+    for seed in 1..=HISTORIES {
+        let mut world = World::new(seed);
+        for _ in 0..STEPS {
+            world.step();
+        }
+        world.settle();
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.check()));
+        assert!(outcome.is_ok(), "seed {seed}");
+        crashes += world.crashes;
+        stalls += world.stalls;
+        fenced += world.fenced;
+        overdue += world.overdue;
+        let orphaned =
+            |entry: &Entry| matches!(entry, Entry::Commit(c) if matches!(c.facts[..], [Fact::OrphanPosted(_)]));
+        orphans += world.journal.iter().filter(|entry| orphaned(entry)).count() as u32;
+    }
+    // The faults did happen.
+    let happened = [crashes, stalls, fenced, overdue, orphans];
+    assert!(happened.iter().all(|times| *times > 1_000), "{happened:?}");
+}

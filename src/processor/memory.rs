@@ -1,0 +1,199 @@
+//! What is remembered of requests that have ended: that they were (so that a repeat makes no second call), and for a
+//! short while how (so that a new owner can publish their terminals again).
+//!
+//! Both are pure folds of the journal, bounded by time and number, and forget by the partition's clock alone: a rebuild
+//! remembers exactly what the live state does.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::domain::{PicoUsd, RequestKey, Timestamp, TokenUsage};
+use crate::records::Outcome;
+
+/// For how long a settled request's id is remembered, by the partition's clock.
+pub const REPEAT_WINDOW: Duration = Duration::from_secs(15 * 60);
+/// Settled requests whose ids a partition remembers at the most; the oldest are forgotten first.
+pub const REPEATS_MAX: usize = 100_000;
+/// For how long a terminal is published again when the owner changes.
+pub const TERMINAL_WINDOW: Duration = Duration::from_secs(2 * 60);
+/// Terminals of a partition that are published again at the most: the latest ones.
+pub const TERMINALS_MAX: usize = 4_096;
+
+/// A request that was settled before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Before {
+    /// Where its frames are.
+    pub reply_partition: i32,
+    /// They are not older than this.
+    pub received_at: Timestamp,
+    fingerprint: Option<Digest>,
+}
+
+impl Before {
+    /// Whether the body of that request is known to have been another one.
+    pub fn differs_from(&self, fingerprint: Option<&str>) -> bool {
+        matches!((self.fingerprint, fingerprint), (Some(before), Some(now)) if before != digest(&[now]))
+    }
+}
+
+/// The terminal of a settled request, without content.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ended {
+    pub key: RequestKey,
+    pub at: Timestamp,
+    pub reply_partition: i32,
+    pub reply_nonce: Option<String>,
+    pub attempt: u32,
+    pub content_frames: u32,
+    pub outcome: Outcome,
+    pub status: u16,
+    pub error_code: Option<String>,
+    pub usage: Option<TokenUsage>,
+    pub cost_pico_usd: Option<PicoUsd>,
+    pub finish_reason: Option<String>,
+}
+
+/// 128 bits of SHA-256: what stands for an id, at a fixed small size.
+type Digest = [u8; 16];
+
+fn digest(parts: &[&str]) -> Digest {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    let mut short = Digest::default();
+    short.copy_from_slice(&hash.finalize()[..16]);
+    short
+}
+
+fn digest_of(key: &RequestKey) -> Digest {
+    digest(&[key.organization.as_str(), key.request.as_str()])
+}
+
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Memory {
+    before: HashMap<Digest, (Timestamp, Before)>,
+    /// By the time of their settlement.
+    order: VecDeque<(Timestamp, Digest)>,
+    ended: VecDeque<Ended>,
+}
+
+impl Memory {
+    pub fn before(&self, key: &RequestKey) -> Option<&Before> {
+        self.before.get(&digest_of(key)).map(|(_, before)| before)
+    }
+
+    /// The terminals that a new owner publishes again, in the order of their settlements.
+    pub fn ended(&self) -> impl Iterator<Item = &Ended> {
+        self.ended.iter()
+    }
+
+    /// Remembers a settled request.
+    pub fn settled(&mut self, ended: Ended, received_at: Timestamp, fingerprint: Option<&str>) {
+        let digest = digest_of(&ended.key);
+        let before = Before {
+            reply_partition: ended.reply_partition,
+            received_at,
+            fingerprint: fingerprint.map(|text| self::digest(&[text])),
+        };
+        self.before.insert(digest, (ended.at, before));
+        self.order.push_back((ended.at, digest));
+        self.ended.push_back(ended);
+    }
+
+    /// Forgets what is older than the windows at `clock`, or too much.
+    pub fn forget(&mut self, clock: Timestamp) {
+        let is_over = |at: Timestamp, window: Duration| at.plus(window) < clock;
+        while self.order.front().is_some_and(|(at, _)| self.order.len() > REPEATS_MAX || is_over(*at, REPEAT_WINDOW)) {
+            let Some((at, digest)) = self.order.pop_front() else { return };
+            // It may have been settled again since.
+            if self.before.get(&digest).is_some_and(|(latest, _)| *latest == at) {
+                self.before.remove(&digest);
+            }
+        }
+        while self.ended.front().is_some_and(|e| self.ended.len() > TERMINALS_MAX || is_over(e.at, TERMINAL_WINDOW)) {
+            self.ended.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{OrganizationId, RequestId};
+
+    fn ended(organization: &str, request: &str, at: i64) -> Ended {
+        Ended {
+            key: RequestKey {
+                organization: OrganizationId::parse(organization).unwrap(),
+                request: RequestId::parse(request).unwrap(),
+            },
+            at: Timestamp::from_millis(at),
+            reply_partition: 2,
+            reply_nonce: None,
+            attempt: 1,
+            content_frames: 0,
+            outcome: Outcome::Completed,
+            status: 200,
+            error_code: None,
+            usage: None,
+            cost_pico_usd: None,
+            finish_reason: None,
+        }
+    }
+
+    #[test]
+    fn an_id_is_of_its_organization_and_forgotten_after_the_window() {
+        let mut memory = Memory::default();
+        let (a, b) = (ended("a", "r", 0), ended("b", "r", 0));
+        memory.settled(a.clone(), Timestamp::from_millis(0), Some("x"));
+        assert!(memory.before(&a.key).is_some_and(|before| !before.differs_from(Some("x"))));
+        assert!(memory.before(&a.key).is_some_and(|before| before.differs_from(Some("y"))));
+        assert!(memory.before(&a.key).is_some_and(|before| !before.differs_from(None)));
+        assert_eq!(memory.before(&b.key), None);
+        let window = REPEAT_WINDOW.as_millis() as i64;
+        memory.forget(Timestamp::from_millis(window));
+        assert!(memory.before(&a.key).is_some());
+        assert_eq!(memory.ended().count(), 0, "its terminal is older than the shorter window");
+        memory.forget(Timestamp::from_millis(window + 1));
+        assert_eq!(memory, Memory::default());
+    }
+
+    #[test]
+    fn parts_of_an_id_do_not_run_together() {
+        let mut memory = Memory::default();
+        memory.settled(ended("ab", "c", 0), Timestamp::from_millis(0), None);
+        assert_eq!(memory.before(&ended("a", "bc", 0).key), None);
+    }
+
+    #[test]
+    fn what_was_settled_again_is_remembered_from_then_on() {
+        let mut memory = Memory::default();
+        let window = REPEAT_WINDOW.as_millis() as i64;
+        for at in [0, window] {
+            memory.settled(ended("a", "r", at), Timestamp::from_millis(at), None);
+        }
+        memory.forget(Timestamp::from_millis(window + 1));
+        assert!(memory.before(&ended("a", "r", 0).key).is_some());
+        memory.forget(Timestamp::from_millis(2 * window + 1));
+        assert!(memory.before(&ended("a", "r", 0).key).is_none());
+    }
+
+    #[test]
+    fn the_numbers_are_bounded() {
+        let mut memory = Memory::default();
+        for n in 0..REPEATS_MAX + 10 {
+            memory.settled(ended("a", &format!("r{n}"), 0), Timestamp::from_millis(0), None);
+            memory.forget(Timestamp::from_millis(0));
+        }
+        assert_eq!(
+            (memory.before.len(), memory.order.len(), memory.ended.len()),
+            (REPEATS_MAX, REPEATS_MAX, TERMINALS_MAX)
+        );
+        assert!(memory.before(&ended("a", "r9", 0).key).is_none());
+        assert!(memory.before(&ended("a", "r10", 0).key).is_some());
+    }
+}
