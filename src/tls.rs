@@ -37,9 +37,32 @@ pub fn client(ca_file: Option<&Path>) -> Result<ClientConfig, Error> {
     Ok(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
 }
 
+/// Whether a connection failed because the other side's certificate is not trusted, which waiting does not change.
+pub fn is_distrust(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        if let Some(rustls::Error::InvalidCertificate(_)) = cause.downcast_ref() {
+            return true;
+        }
+        // An I/O error does not count what it wraps among its sources.
+        next = match cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped),
+            None => cause.source(),
+        };
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn distrust_is_found_beneath_what_wraps_it() {
+        let wrapped = |error: rustls::Error| std::io::Error::other(std::io::Error::other(error));
+        assert!(is_distrust(&wrapped(rustls::CertificateError::UnknownIssuer.into())));
+        assert!(!is_distrust(&wrapped(rustls::Error::HandshakeNotComplete)));
+    }
 
     #[test]
     fn a_file_without_certificates_is_refused_by_name() {

@@ -51,6 +51,11 @@ pub enum Error {
          registry.token: {detail}"
     )]
     RegistryCredentials { url: String, detail: String },
+    #[error(
+        "the certificate of the schema registry {url} is not trusted; check registry.ca_file, which must hold who \
+         signed it, and that it names that address: {detail}"
+    )]
+    RegistryCertificate { url: String, detail: String },
     #[error("the connection with the schema registry cannot be set up: {0}")]
     Tls(#[from] crate::tls::Error),
     #[error("registry.user, registry.password or registry.token has characters that a header cannot carry")]

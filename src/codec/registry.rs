@@ -192,7 +192,7 @@ impl Registry {
 
     /// The body of a good answer; `None` when there is no such thing.
     async fn call(&self, call: reqwest::RequestBuilder) -> Result<Option<String>, Error> {
-        let answer = call.send().await.map_err(|e| self.error(causes(&e.without_url())))?;
+        let answer = call.send().await.map_err(|e| self.unanswered(&e.without_url()))?;
         let status = answer.status();
         let text = answer.text().await.map_err(|e| self.error(causes(&e.without_url())))?;
         match status {
@@ -207,6 +207,14 @@ impl Registry {
 
     fn address(&self, path: &[&str]) -> String {
         format!("{}/{}", self.url, path.join("/"))
+    }
+
+    fn unanswered(&self, error: &reqwest::Error) -> Error {
+        let (url, detail) = (self.url.clone(), causes(error));
+        match crate::tls::is_distrust(error) {
+            true => Error::RegistryCertificate { url, detail },
+            false => Error::Registry { url, detail },
+        }
     }
 
     fn error(&self, detail: String) -> Error {

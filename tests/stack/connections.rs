@@ -92,12 +92,21 @@ fn kafka_settings(ports: &Ports, sasl_ssl: u16, mutual_tls: u16, server: &Path, 
     )
 }
 
-/// Users as ClickHouse reads them at its start.
+/// Users as ClickHouse reads them at its start, with what the guide grants them and no more.
 fn clickhouse_users() -> String {
-    format!(
-        "<clickhouse><users><gateway><password>{CLICKHOUSE}</password><networks><ip>::/0</ip></networks>\
-         <profile>default</profile><quota>default</quota></gateway></users></clickhouse>"
-    )
+    let guide = std::fs::read_to_string("docs/production.md").unwrap();
+    let mut users = String::new();
+    for user in ["gateway", "deployer"] {
+        let end = format!(" TO {user};");
+        let granted = guide.lines().filter_map(|line| line.strip_suffix(end.as_str()));
+        let grants: String = granted.map(|grant| format!("<query>{grant}</query>")).collect();
+        assert!(!grants.is_empty(), "the guide has no grant for {user}");
+        users.push_str(&format!(
+            "<{user}><password>{CLICKHOUSE}</password><networks><ip>::/0</ip></networks><profile>default</profile>\
+             <quota>default</quota><grants>{grants}</grants></{user}>"
+        ));
+    }
+    format!("<clickhouse><users>{users}</users></clickhouse>")
 }
 
 impl Secured {
@@ -297,7 +306,9 @@ async fn servers_that_nobody_vouches_for_are_refused(secured: &Secured) {
 
     let mut config = secured.config();
     config.registry.ca_file = Some(secured.other_ca.clone());
-    secured.refused(&config, &APPLY, &["schema registry", "invalid peer certificate"]).await;
+    let registry = ["certificate of the schema registry", "registry.ca_file", "invalid peer certificate"];
+    secured.refused(&config, &APPLY, &registry).await;
+    secured.refused(&config, &RUN, &registry).await;
 
     let mut config = secured.config();
     config.clickhouse.ca_file = Some(secured.other_ca.clone());
@@ -310,6 +321,7 @@ async fn a_deployer_with_plain_and_a_token_applies_the_topology(secured: &Secure
     config.kafka.sasl_mechanism = Some(SaslMechanism::Plain);
     config.kafka.sasl_username = Some("deployer".to_owned());
     config.kafka.sasl_password = Some(Secret::new("env:KAFKA_PLAIN".to_owned()));
+    config.clickhouse.user = "deployer".to_owned();
     config.registry.user = None;
     config.registry.password = None;
     config.registry.token = Some(Secret::new("env:REGISTRY_TOKEN".to_owned()));
