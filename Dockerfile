@@ -1,8 +1,8 @@
 # Tollstream as a container: built in one image, run in another that has neither compiler nor sources.
 FROM rust:1.95-slim-bookworm AS build
-# librdkafka is compiled along.
+# librdkafka is compiled along and links the system's OpenSSL.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends g++ make pkg-config zlib1g-dev \
+    && apt-get install -y --no-install-recommends g++ libssl-dev make pkg-config zlib1g-dev \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY . .
@@ -13,7 +13,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 
 FROM debian:bookworm-slim
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates zlib1g \
+    && apt-get install -y --no-install-recommends ca-certificates libssl3 zlib1g \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --home-dir /var/lib/tollstream --create-home tollstream
 COPY --from=build /out/tollstream /usr/local/bin/tollstream

@@ -1,43 +1,19 @@
 //! The configuration: one typed tree, unknown keys refused at every depth, checked whole before anything starts.
 //!
-//! A TOML file (`--config`), then the command line's flags. The environment is read here and nowhere else: for provider
-//! credentials (`env:NAME` references) and for the `.env` file beside the configuration.
+//! A TOML file (`--config`), then the command line's flags. The environment is read in [`environment`] and nowhere else:
+//! for secrets, which stand in files as references (`env:NAME`).
 
-use std::collections::BTreeMap;
-use std::fmt;
+mod connections;
+mod environment;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// A secret value, which prints as `***`.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl Secret {
-    pub fn new(value: String) -> Self {
-        Self(value)
-    }
-
-    /// The value itself, for the one place that sends it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-impl Serialize for Secret {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str("***")
-    }
-}
+pub use connections::{ClickHouse, Kafka, Properties, Registry, SaslMechanism, SecurityProtocol};
+pub use environment::{Environment, Secret};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -47,6 +23,16 @@ pub enum Error {
     Parse { path: PathBuf, detail: String },
     #[error("{key} = {value}: {problem}")]
     Invalid { key: &'static str, value: String, problem: &'static str },
+    #[error("{key} is missing: {why}")]
+    Missing { key: &'static str, why: &'static str },
+    #[error("{key} cannot be used: {why}")]
+    Useless { key: &'static str, why: &'static str },
+    #[error("{key} = {path}: cannot be read: {source}")]
+    File { key: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("{key} must be a reference such as env:NAME; secrets do not stand in files")]
+    NotAReference { key: &'static str },
+    #[error("{key} = {reference}: the variable is neither in the environment nor in .env; set it")]
+    NotInEnvironment { key: &'static str, reference: String },
 }
 
 /// The whole tree. Every key has a default, so an empty file is the laptop's configuration.
@@ -64,45 +50,6 @@ pub struct Config {
     pub projection: Projection,
     pub sink: Sink,
     pub providers: Providers,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Kafka {
-    /// `host:port`, comma separated.
-    pub brokers: String,
-    /// What the names of all our topics and consumer groups begin with.
-    pub topic_prefix: String,
-    /// How long a record may wait for its acknowledgement.
-    pub message_timeout_ms: u64,
-    /// Most bytes of records that wait for their acknowledgement.
-    pub producer_buffer_kbytes: u32,
-    /// Without a heartbeat for so long, a consumer loses its partitions.
-    pub session_timeout_ms: u64,
-    /// Largest record.
-    pub record_bytes_max: usize,
-    /// Further properties of librdkafka for every client, and for the producer; they win over what we set.
-    pub properties: BTreeMap<String, String>,
-    pub producer_properties: BTreeMap<String, String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Registry {
-    /// Base URL of the Confluent-compatible API.
-    pub url: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ClickHouse {
-    /// HTTP address.
-    pub url: String,
-    pub database: String,
-    pub user: String,
-    pub password: Option<Secret>,
-    /// How long one insert or query may take.
-    pub timeout_ms: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -193,9 +140,9 @@ pub struct Providers {
     pub answer_bytes_max: usize,
     /// Largest single event of a stream.
     pub event_bytes_max: usize,
-    /// Credentials by reference (`env:NAME`), filled from the environment, never from the file.
-    #[serde(skip_deserializing)]
-    pub credentials: BTreeMap<String, Secret>,
+    /// Where credentials are found by their references (`env:NAME`); empty unless it was read.
+    #[serde(skip)]
+    pub environment: Environment,
 }
 
 impl Default for Config {
@@ -211,39 +158,6 @@ impl Default for Config {
             projection: Projection::default(),
             sink: Sink::default(),
             providers: Providers::default(),
-        }
-    }
-}
-
-impl Default for Kafka {
-    fn default() -> Self {
-        Self {
-            brokers: "127.0.0.1:9092".into(),
-            topic_prefix: String::new(),
-            message_timeout_ms: 15_000,
-            producer_buffer_kbytes: 32_768,
-            session_timeout_ms: 10_000,
-            record_bytes_max: 8 << 20,
-            properties: BTreeMap::new(),
-            producer_properties: BTreeMap::new(),
-        }
-    }
-}
-
-impl Default for Registry {
-    fn default() -> Self {
-        Self { url: "http://127.0.0.1:8081/apis/ccompat/v7".into() }
-    }
-}
-
-impl Default for ClickHouse {
-    fn default() -> Self {
-        Self {
-            url: "http://127.0.0.1:8123".into(),
-            database: "tollstream".into(),
-            user: "default".into(),
-            password: None,
-            timeout_ms: 30_000,
         }
     }
 }
@@ -308,7 +222,7 @@ impl Default for Providers {
             between_tokens_timeout_ms: 30_000,
             answer_bytes_max: (8 << 20) - (64 << 10),
             event_bytes_max: 1 << 20,
-            credentials: BTreeMap::new(),
+            environment: Environment::default(),
         }
     }
 }
@@ -319,11 +233,14 @@ pub const fn millis(ms: u64) -> Duration {
 }
 
 impl Config {
-    /// Reads the file, or takes the defaults.
+    /// Reads the file, or takes the defaults, and puts secrets in the place of their references.
     pub fn load(path: Option<&Path>) -> Result<Self, Error> {
         let Some(path) = path else { return Ok(Self::default()) };
         let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        toml::from_str(&text).map_err(|e| Error::Parse { path: path.to_owned(), detail: e.to_string() })
+        let parsed = toml::from_str(&text);
+        let mut config: Self = parsed.map_err(|e| Error::Parse { path: path.to_owned(), detail: e.to_string() })?;
+        connections::resolve(&mut config, &Environment::read())?;
+        Ok(config)
     }
 
     /// Checks what types cannot say.
@@ -352,12 +269,7 @@ impl Config {
             let key = "processor.organization_share_percent";
             return Err(Error::Invalid { key, value: share.to_string(), problem: "must be from 1 to 100" });
         }
-        for (key, url) in [("registry.url", &self.registry.url), ("clickhouse.url", &self.clickhouse.url)] {
-            if !url.starts_with("http://") && !url.starts_with("https://") {
-                let problem = "must begin with http:// or https://";
-                return Err(Error::Invalid { key, value: url.clone(), problem });
-            }
-        }
+        connections::check(self)?;
         if self.kafka.record_bytes_max < self.facade.body_bytes_max + 65_536 {
             let problem = "must be at least facade.body_bytes_max + 65536";
             let value = self.kafka.record_bytes_max.to_string();
@@ -370,31 +282,6 @@ impl Config {
         }
         Ok(())
     }
-
-    /// Resolves `env:NAME` references against the environment, then against the `.env` file of the working directory.
-    pub fn resolve_credentials<'a>(&mut self, references: impl Iterator<Item = &'a str>) {
-        let dotenv = std::fs::read_to_string(".env").map(|text| parse_dotenv(&text)).unwrap_or_default();
-        for reference in references {
-            let Some(name) = reference.strip_prefix("env:") else { continue };
-            let value = std::env::var(name).ok().or_else(|| dotenv.get(name).cloned());
-            if let Some(value) = value.filter(|value| !value.trim().is_empty()) {
-                self.providers.credentials.insert(reference.to_owned(), Secret::new(value.trim().to_owned()));
-            }
-        }
-    }
-}
-
-/// `NAME=value` lines; comments, blank lines and a leading `export` are passed over, surrounding quotes are taken off.
-fn parse_dotenv(text: &str) -> BTreeMap<String, String> {
-    let pairs = text.lines().filter_map(|line| {
-        let line = line.trim();
-        let line = line.strip_prefix("export ").unwrap_or(line);
-        let (name, value) = line.split_once('=')?;
-        let value = value.trim();
-        let unquoted = ['"', '\''].iter().find_map(|q| value.strip_prefix(*q)?.strip_suffix(*q));
-        (!line.starts_with('#')).then(|| (name.trim().to_owned(), unquoted.unwrap_or(value).to_owned()))
-    });
-    pairs.collect()
 }
 
 #[cfg(test)]
@@ -406,14 +293,14 @@ mod tests {
         let mut config = Config::default();
         config.validate().unwrap();
         config.clickhouse.password = Some(Secret::new("hunter2".into()));
-        config.providers.credentials.insert("env:KEY".into(), Secret::new("sk-123".into()));
+        config.providers.environment = [("KEY".to_owned(), "sk-123".to_owned())].into_iter().collect();
         let shown = format!("{config:?}{}", toml::to_string(&config).unwrap());
         assert!(!shown.contains("hunter2") && !shown.contains("sk-123"), "{shown}");
     }
 
     #[test]
     fn an_unknown_key_is_refused_at_every_depth() {
-        for text in ["colour = 1", "[kafka]\nbroker = 'x'", "[providers]\ncredentials = 1"] {
+        for text in ["colour = 1", "[kafka]\nbroker = 'x'", "[providers]\nenvironment = 1"] {
             assert!(toml::from_str::<Config>(text).is_err(), "{text}");
         }
     }
@@ -422,12 +309,5 @@ mod tests {
     fn a_bound_of_zero_is_refused_by_name() {
         let config: Config = toml::from_str("[sink]\nbatch_rows = 0").unwrap();
         assert_eq!(config.validate().unwrap_err().to_string(), "sink.batch_rows = 0: must be more than 0");
-    }
-
-    #[test]
-    fn a_dotenv_file_is_read_as_people_write_it() {
-        let read = parse_dotenv("# A=1\nexport B='two'\nC = \"3\"\n\nD=4 5\nbroken\n");
-        let pairs: Vec<_> = read.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-        assert_eq!(pairs, [("B", "two"), ("C", "3"), ("D", "4 5")]);
     }
 }

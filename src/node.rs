@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -15,7 +14,7 @@ use crate::facade::{self, Admin, Facade};
 use crate::records::Topic;
 use crate::runtime::control::{self, Control};
 use crate::runtime::publisher::{self, Publisher};
-use crate::runtime::{kafka, shard};
+use crate::runtime::{kafka, reach, shard};
 use crate::telemetry::Metrics;
 use crate::telemetry::health::{Health, State};
 use crate::{projection, sink};
@@ -45,8 +44,8 @@ pub enum Error {
     Projection(#[from] projection::Error),
     #[error(transparent)]
     Sink(#[from] sink::Error),
-    #[error("kafka {brokers} did not answer within {} s: {detail}", START_TIMEOUT.as_secs())]
-    Kafka { brokers: String, detail: String },
+    #[error(transparent)]
+    Kafka(#[from] reach::Error),
     #[error("topic {topic} does not exist on {brokers}; run `tollstream topology apply`")]
     NoTopic { topic: String, brokers: String },
     #[error("cannot listen on {address}: {source}")]
@@ -226,7 +225,7 @@ fn finish(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<()
 async fn connect(config: &Config) -> Result<Codec, Error> {
     let until = Instant::now() + START_TIMEOUT;
     loop {
-        let registry = Registry::new(&config.registry.url, &config.kafka.topic_prefix)?;
+        let registry = Registry::new(&config.registry, &config.kafka.topic_prefix)?;
         match Codec::connect(registry).await {
             Err(error @ codec::Error::Registry { .. }) if Instant::now() < until => {
                 tracing::warn!(%error, "waiting for the schema registry");
@@ -240,24 +239,20 @@ async fn connect(config: &Config) -> Result<Codec, Error> {
 /// The number of partitions that `requests` has.
 async fn partitions(config: &Config) -> Result<u32, Error> {
     let until = Instant::now() + START_TIMEOUT;
+    let topic = kafka::topic_name(&config.kafka, Topic::Requests);
     loop {
-        let kafka_config = config.kafka.clone();
-        let asked = tokio::task::spawn_blocking(move || {
-            let consumer: BaseConsumer = kafka::client(&kafka_config).create()?;
-            let topic = kafka::topic_name(&kafka_config, Topic::Requests);
-            let metadata = consumer.fetch_metadata(Some(&topic), METADATA_TIMEOUT)?;
-            let found = metadata.topics().iter().find(|t| t.name() == topic).map_or(0, |t| t.partitions().len());
-            Ok::<_, rdkafka::error::KafkaError>((topic, found))
-        });
-        let brokers = config.kafka.brokers.clone();
-        match asked.await {
-            Ok(Ok((topic, 0))) => return Err(Error::NoTopic { topic, brokers }),
-            Ok(Ok((_, found))) => return Ok(found as u32),
-            Ok(Err(error)) if Instant::now() >= until => {
-                return Err(Error::Kafka { brokers, detail: error.to_string() });
+        match reach::metadata(&config.kafka, Some(&topic), METADATA_TIMEOUT).await {
+            Ok(metadata) => {
+                let found = metadata.topics().iter().find(|t| t.name() == topic).map_or(0, |t| t.partitions().len());
+                return match found {
+                    0 => Err(Error::NoTopic { topic, brokers: config.kafka.brokers.clone() }),
+                    found => Ok(found as u32),
+                };
             }
-            Ok(Err(error)) => tracing::warn!(%error, "waiting for kafka"),
-            Err(error) => return Err(Error::Kafka { brokers, detail: error.to_string() }),
+            Err(error @ reach::Error::NoAnswer { .. }) if Instant::now() < until => {
+                tracing::warn!(%error, "waiting for kafka");
+            }
+            Err(error) => return Err(error.into()),
         }
         tokio::time::sleep(START_RETRY).await;
     }

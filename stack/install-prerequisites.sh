@@ -42,6 +42,9 @@ need tar tar
 need gzip gzip
 need curl curl
 need python3 python3
+need pkg-config pkg-config
+# Kafka's client is compiled along and links the system's OpenSSL.
+pkg-config --exists openssl 2>/dev/null || packages="$packages libssl-dev"
 [ -e /etc/ssl/certs/ca-certificates.crt ] || packages="$packages ca-certificates"
 # Debian ships the venv module without what it needs to make an environment.
 if ! command -v python3 >/dev/null 2>&1 || ! python3 -c 'import ensurepip' >/dev/null 2>&1; then

@@ -42,7 +42,7 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
     let Command::Create(arguments) = command;
     let config = arguments.connection.load()?;
     let organization = OrganizationId::parse(&arguments.organization).context("--organization")?;
-    let registry = Registry::new(&config.registry.url, &config.kafka.topic_prefix)?;
+    let registry = Registry::new(&config.registry, &config.kafka.topic_prefix)?;
     let codec = Arc::new(Codec::connect(registry).await?);
     let publisher = Publisher::new(&config.kafka)?;
     let mut log = ControlLog::open(&config.kafka, codec).await?;

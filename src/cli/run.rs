@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::signals;
-use crate::config::Config;
+use crate::config::{Config, Environment};
 use crate::node::{Node, Role};
 
 #[derive(Debug, Args)]
@@ -43,6 +43,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     if let Some(listen) = args.admin_listen {
         config.admin.listen = listen;
     }
+    config.providers.environment = Environment::read();
     config.validate()?;
     tracing::info!(config = %toml::to_string(&config)?.replace('\n', "; "), "effective configuration");
     let mut node = Node::start(config, &args.roles).await?;

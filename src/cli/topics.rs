@@ -22,7 +22,7 @@ use crate::codec::{self, Registry};
 use crate::config::Config;
 use crate::domain::Timestamp;
 use crate::records::Topic;
-use crate::runtime::kafka;
+use crate::runtime::{kafka, reach};
 
 const METADATA_TIMEOUT: Duration = Duration::from_secs(15);
 /// Without `--follow`, how long nothing may come although the end is not reached.
@@ -105,7 +105,7 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
         None => arguments.topic.clone(),
     };
     let (consumer, open) = assign(&config, &topic, &arguments).await?;
-    let registry = Registry::new(&config.registry.url, &config.kafka.topic_prefix)?;
+    let registry = Registry::new(&config.registry, &config.kafka.topic_prefix)?;
     let tail = tail(&consumer, open, Decoder::new(registry), &arguments);
     tokio::select! {
         ended = tail => ended?,
@@ -132,10 +132,10 @@ async fn assign(config: &Config, topic: &str, arguments: &Tail) -> anyhow::Resul
     let mut client = kafka::hot_consumer(&config.kafka, "tail");
     // Compaction and control records leave gaps, so only the broker can say where the end is.
     client.set("enable.partition.eof", "true").set("fetch.message.max.bytes", "1048576");
+    let metadata = reach::metadata(&config.kafka, None, METADATA_TIMEOUT).await?;
     let consumer: StreamConsumer<Quiet> = client.create_with_context(Quiet).context("cannot make a Kafka consumer")?;
     let (topic, from, only) = (topic.to_owned(), arguments.from, arguments.partition);
     let asked = tokio::task::spawn_blocking(move || {
-        let metadata = consumer.fetch_metadata(None, METADATA_TIMEOUT).context("kafka did not answer")?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         let Some(found) = found else { bail!("there is no topic {topic}; `tollstream topology apply` makes ours") };
         let all = found.partitions().iter().map(|partition| partition.id());

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::{demo, output, signals};
 use crate::cli::stack::UpArgs as StackArgs;
 use crate::codec::{Codec, Registry};
-use crate::config::Config;
+use crate::config::{Config, Environment};
 use crate::domain::OrganizationId;
 use crate::node::{Node, Role};
 use crate::runtime::control_log::ControlLog;
@@ -225,7 +225,7 @@ fn configuration(args: &GatewayArgs, addresses: &stack::Addresses) -> anyhow::Re
     config.sink.batch_ms = 250;
     // On loopback a second request in flight only splits the batches of the first: the broker takes a connection's
     // requests one after the other (docs/PERFORMANCE.md).
-    config.kafka.producer_properties.insert("max.in.flight".to_owned(), "1".to_owned());
+    config.kafka.producer_properties.0.insert("max.in.flight".to_owned(), "1".to_owned());
     let on = |given: Option<u16>, default: u16| {
         let port = given.unwrap_or(if args.ephemeral { 0 } else { default });
         SocketAddr::from(([127, 0, 0, 1], port))
@@ -238,8 +238,7 @@ fn configuration(args: &GatewayArgs, addresses: &stack::Addresses) -> anyhow::Re
         stack::check_port(address.port(), what, flag)?;
     }
     if !args.ephemeral {
-        let topology = topology::Topology::embedded()?;
-        config.resolve_credentials(topology.seeds.credentials());
+        config.providers.environment = Environment::read();
     }
     config.validate()?;
     Ok(config)
@@ -258,7 +257,9 @@ async fn start_simulator(
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
     let server = simulate::Server::start(simulate::Options::default(), listener)?;
     config.providers.simulator_url = Some(format!("http://{}/v1", server.addr()));
-    let known: Vec<&str> = config.providers.credentials.keys().map(String::as_str).collect();
+    let topology = topology::Topology::embedded()?;
+    let known = topology.seeds.credentials().filter(|reference| config.providers.environment.get(reference).is_some());
+    let known: Vec<&str> = known.collect();
     progress.say(&match known.is_empty() {
         true => "no provider key in the environment or .env: the simulator answers for every provider".to_owned(),
         false => format!("the simulator answers for every provider but those of {}", known.join(", ")),
@@ -272,7 +273,7 @@ async fn kept_keys(config: &Config, data: &Path) -> anyhow::Result<Keys> {
     if let Ok(text) = fs::read_to_string(&path) {
         return serde_json::from_str(&text).with_context(|| format!("{} is damaged; remove it", path.display()));
     }
-    let registry = Registry::new(&config.registry.url, &config.kafka.topic_prefix)?;
+    let registry = Registry::new(&config.registry, &config.kafka.topic_prefix)?;
     let codec = Arc::new(Codec::connect(registry).await?);
     let mut log = ControlLog::open(&config.kafka, codec).await?;
     let publisher = Publisher::new(&config.kafka)?;

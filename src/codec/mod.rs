@@ -46,6 +46,20 @@ pub enum Error {
     Incompatible { subject: String, detail: String },
     #[error("schema registry {url} did not answer: {detail}")]
     Registry { url: String, detail: String },
+    #[error(
+        "schema registry {url} does not accept these credentials; check registry.user and registry.password, or \
+         registry.token: {detail}"
+    )]
+    RegistryCredentials { url: String, detail: String },
+    #[error(
+        "the certificate of the schema registry {url} is not trusted; check registry.ca_file, which must hold who \
+         signed it, and that it names that address: {detail}"
+    )]
+    RegistryCertificate { url: String, detail: String },
+    #[error("the connection with the schema registry cannot be set up: {0}")]
+    Tls(#[from] crate::tls::Error),
+    #[error("registry.user, registry.password or registry.token has characters that a header cannot carry")]
+    UnusableCredentials,
 }
 
 /// Encodes and decodes the records of all topics. Shared by everything in the process.

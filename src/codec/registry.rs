@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use reqwest::StatusCode;
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use schema_registry_converter::async_impl::schema_registry::{SrSettings, perform_sr_call};
 use schema_registry_converter::error::SRCError;
 use schema_registry_converter::schema_registry_common::SrCall;
@@ -10,6 +12,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Error;
+use crate::causes::causes;
+use crate::config;
 use crate::records::Topic;
 
 /// How long one call of the registry may take.
@@ -31,17 +35,17 @@ pub struct Registry {
 
 impl Registry {
     /// `topic_prefix` is what the names of our topics begin with on this cluster.
-    pub fn new(url: &str, topic_prefix: &str) -> Result<Self, Error> {
+    pub fn new(config: &config::Registry, topic_prefix: &str) -> Result<Self, Error> {
         crate::tls::install_provider();
-        let url = url.trim_end_matches('/').to_owned();
+        let url = config.url.trim_end_matches('/').to_owned();
         let failed = |detail: String| Error::Registry { url: url.clone(), detail };
         let settings = SrSettings::new_builder(url.clone())
             .no_proxy()
             .set_timeout(CALL_TIMEOUT)
-            .build()
+            .build_with(builder(config)?)
             .map_err(|e| failed(e.error))?;
-        let client = reqwest::Client::builder().no_proxy().timeout(CALL_TIMEOUT).build();
-        let client = client.map_err(|e| failed(e.to_string()))?;
+        let client = builder(config)?.no_proxy().timeout(CALL_TIMEOUT).build();
+        let client = client.map_err(|e| failed(causes(&e)))?;
         Ok(Self { topic_prefix: topic_prefix.to_owned(), settings, client, url })
     }
 
@@ -65,7 +69,7 @@ impl Registry {
         match perform_sr_call(&self.settings, SrCall::PostForVersion(&subject, &body)).await {
             Ok(found) => found.id.ok_or(Error::NotRegistered { subject }),
             Err(e) if not_found(&e) => Err(Error::NotRegistered { subject }),
-            Err(e) => Err(self.failed(&e)),
+            Err(e) => Err(self.failed(&e).await),
         }
     }
 
@@ -98,7 +102,7 @@ impl Registry {
                         return Err(Error::Incompatible { subject, detail });
                     }
                 }
-                Err(e) => return Err(self.failed(&e)),
+                Err(e) => return Err(self.failed(&e).await),
             }
             attempt += 1;
             tokio::time::sleep(REGISTER_INTERVAL).await;
@@ -110,7 +114,7 @@ impl Registry {
         match perform_sr_call(&self.settings, SrCall::GetById(id)).await {
             Ok(found) => found.schema.ok_or(Error::NoSuchSchema { id }),
             Err(e) if not_found(&e) => Err(Error::NoSuchSchema { id }),
-            Err(e) => Err(self.failed(&e)),
+            Err(e) => Err(self.failed(&e).await),
         }
     }
 
@@ -119,7 +123,7 @@ impl Registry {
         match perform_sr_call(&self.settings, SrCall::GetLatest(subject)).await {
             Ok(_) => Ok(true),
             Err(e) if not_found(&e) => Ok(false),
-            Err(e) => Err(self.failed(&e)),
+            Err(e) => Err(self.failed(&e).await),
         }
     }
 
@@ -188,12 +192,15 @@ impl Registry {
 
     /// The body of a good answer; `None` when there is no such thing.
     async fn call(&self, call: reqwest::RequestBuilder) -> Result<Option<String>, Error> {
-        let answer = call.send().await.map_err(|e| self.error(e.without_url().to_string()))?;
+        let answer = call.send().await.map_err(|e| self.unanswered(&e.without_url()))?;
         let status = answer.status();
-        let text = answer.text().await.map_err(|e| self.error(e.without_url().to_string()))?;
+        let text = answer.text().await.map_err(|e| self.error(causes(&e.without_url())))?;
         match status {
             StatusCode::NOT_FOUND => Ok(None),
             status if status.is_success() => Ok(Some(text)),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                Err(Error::RegistryCredentials { url: self.url.clone(), detail: format!("{status}: {text}") })
+            }
             status => Err(self.error(format!("{status}: {text}"))),
         }
     }
@@ -202,16 +209,47 @@ impl Registry {
         format!("{}/{}", self.url, path.join("/"))
     }
 
+    fn unanswered(&self, error: &reqwest::Error) -> Error {
+        let (url, detail) = (self.url.clone(), causes(error));
+        match crate::tls::is_distrust(error) {
+            true => Error::RegistryCertificate { url, detail },
+            false => Error::Registry { url, detail },
+        }
+    }
+
     fn error(&self, detail: String) -> Error {
         Error::Registry { url: self.url.clone(), detail }
     }
 
-    fn failed(&self, error: &SRCError) -> Error {
+    /// Says why a call of `schema_registry_converter` failed. Its errors leave out what a certificate or a password has
+    /// to do with it; asking once more in our own way tells.
+    async fn failed(&self, error: &SRCError) -> Error {
+        if let Err(told) = self.call(self.client.get(self.address(&["subjects"]))).await {
+            return told;
+        }
         match &error.cause {
             Some(cause) => self.error(format!("{}: {cause}", error.error)),
             None => self.error(error.error.clone()),
         }
     }
+}
+
+/// A client that trusts whom the configuration says and authenticates with each call.
+fn builder(config: &config::Registry) -> Result<reqwest::ClientBuilder, Error> {
+    let mut builder = reqwest::Client::builder();
+    if config.url.starts_with("https://") {
+        builder = builder.tls_backend_preconfigured(crate::tls::client(config.ca_file.as_deref())?);
+    }
+    let authorization = match (&config.user, &config.password, &config.token) {
+        (Some(user), Some(password), _) => {
+            format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{}", password.expose())))
+        }
+        (_, _, Some(token)) => format!("Bearer {}", token.expose()),
+        (_, _, None) => return Ok(builder),
+    };
+    let mut authorization = HeaderValue::try_from(authorization).map_err(|_| Error::UnusableCredentials)?;
+    authorization.set_sensitive(true);
+    Ok(builder.default_headers(HeaderMap::from_iter([(AUTHORIZATION, authorization)])))
 }
 
 fn not_found(error: &SRCError) -> bool {

@@ -66,7 +66,7 @@ impl Calls {
         if let Some(url) = &self.providers.upstream_override {
             return (Upstream { base_url: url.clone(), model, credential: None }, true);
         }
-        let credential = self.providers.credentials.get(&call.credential).cloned();
+        let credential = self.providers.environment.get(&call.credential).cloned();
         match (&credential, &self.providers.simulator_url) {
             (None, Some(url)) => (Upstream { base_url: url.clone(), model, credential }, true),
             _ => (Upstream { base_url: call.base_url.clone(), model, credential }, false),

@@ -14,6 +14,7 @@ use rdkafka::{Message as _, Offset, TopicPartitionList};
 use super::clock;
 use super::kafka;
 use super::publisher::{self, Deliveries, Outgoing, Publisher};
+use super::reach;
 use crate::codec::{self, Codec};
 use crate::config;
 use crate::control::{Change, Tables};
@@ -30,6 +31,8 @@ const BATCH_MAX: usize = 1_000;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error(transparent)]
+    Reach(#[from] reach::Error),
     #[error("cannot read {topic}: {source}")]
     Read { topic: String, source: KafkaError },
     #[error("{topic} was read to offset {at} of {end}, and then nothing came for {} s", PROGRESS_TIMEOUT.as_secs())]
@@ -71,6 +74,7 @@ pub struct Wanted {
 impl ControlLog {
     /// Reads the log to its end. The topic must exist.
     pub async fn open(config: &config::Kafka, codec: Arc<Codec>) -> Result<Self, Error> {
+        reach::metadata(config, None, PROGRESS_TIMEOUT).await?;
         let topic = kafka::topic_name(config, Topic::Control);
         let read = |source| Error::Read { topic: topic.clone(), source };
         let consumer: BaseConsumer = kafka::hot_consumer(config, "control-log").create().map_err(read)?;

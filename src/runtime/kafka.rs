@@ -19,11 +19,31 @@ pub fn client(config: &Kafka) -> ClientConfig {
     let mut client = ClientConfig::new();
     client
         .set("bootstrap.servers", &config.brokers)
+        .set("security.protocol", config.security_protocol.name())
         .set("client.id", "tollstream")
         // librdkafka reconnects with back-off; its own log lines would repeat what our errors say.
         .set("log.connection.close", "false")
         .set("reconnect.backoff.max.ms", "2000");
-    for (name, value) in &config.properties {
+    if let Some(mechanism) = config.sasl_mechanism {
+        client.set("sasl.mechanism", mechanism.name());
+    }
+    if let Some(username) = &config.sasl_username {
+        client.set("sasl.username", username);
+    }
+    if let Some(password) = &config.sasl_password {
+        client.set("sasl.password", password.expose());
+    }
+    let files = [
+        ("ssl.ca.location", &config.ca_file),
+        ("ssl.certificate.location", &config.certificate_file),
+        ("ssl.key.location", &config.key_file),
+    ];
+    for (name, file) in files {
+        if let Some(path) = file {
+            client.set(name, path.to_string_lossy());
+        }
+    }
+    for (name, value) in &config.properties.0 {
         client.set(name, value);
     }
     client
@@ -40,7 +60,7 @@ pub fn producer(config: &Kafka) -> ClientConfig {
         .set("message.timeout.ms", config.message_timeout_ms.to_string())
         .set("retry.backoff.ms", "20")
         .set("message.max.bytes", config.record_bytes_max.to_string());
-    for (name, value) in &config.producer_properties {
+    for (name, value) in &config.producer_properties.0 {
         client.set(name, value);
     }
     client

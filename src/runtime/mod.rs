@@ -10,6 +10,7 @@ pub mod member;
 pub mod owner;
 pub mod publisher;
 mod queue_waker;
+pub mod reach;
 pub mod restore;
 pub mod schema_wait;
 pub mod shard;

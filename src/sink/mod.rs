@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use crate::causes::causes;
 use crate::codec::{self, Codec};
 use crate::config::{self, millis};
 use crate::records::Topic;
@@ -49,7 +50,9 @@ pub enum Error {
     Reader(#[from] member::Error),
     #[error("clickhouse.database = {name:?}: a database is named by letters, digits and _, not beginning with a digit")]
     DatabaseName { name: String },
-    #[error("clickhouse at {url} did not {what}: {source}")]
+    #[error("the connection with clickhouse cannot be set up: {0}")]
+    Tls(#[from] crate::tls::Error),
+    #[error("clickhouse at {url} did not {what}: {}", causes(source))]
     ClickHouse { url: String, what: String, source: clickhouse::error::Error },
     #[error("clickhouse at {url} did not {what} within {timeout_ms} ms")]
     Timeout { url: String, what: String, timeout_ms: u64 },

@@ -3,9 +3,13 @@
 //! The batch stays with the caller until everything in it is acknowledged. Every wait has a limit of its own, since the
 //! client has none, and the time between tries grows to a limit.
 
+use std::path::Path;
 use std::time::Duration;
 
 use clickhouse::Client;
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use tokio::time::Instant;
 
 use super::batch::{Batch, Encoded};
@@ -17,11 +21,15 @@ use crate::records::Topic;
 use crate::runtime::kafka;
 use crate::runtime::publisher::{self, Deliveries, Outgoing, Publisher};
 use crate::telemetry::health::Health;
+use crate::tls;
 
 /// The table of the rows.
 const TABLE: &str = "usage";
 /// librdkafka chooses the partition by the key.
 const PARTITION_BY_KEY: i32 = -1;
+/// ClickHouse closes a connection that idles for 3 s; ours must go first.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
+const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 
 pub struct Writer {
     client: Client,
@@ -40,11 +48,27 @@ pub fn client(config: &config::ClickHouse) -> Result<Client, Error> {
     if name.is_empty() || !name.chars().all(valid) || name.starts_with(|c: char| c.is_ascii_digit()) {
         return Err(Error::DatabaseName { name: name.clone() });
     }
-    let client = Client::default().with_url(&config.url).with_user(&config.user);
+    let client = match config.url.starts_with("https://") {
+        true => encrypted(config.ca_file.as_deref())?,
+        false => Client::default(),
+    };
+    let client = client.with_url(&config.url).with_user(&config.user);
     Ok(match &config.password {
         Some(password) => client.with_password(password.expose()),
         None => client,
     })
+}
+
+/// Connections like those that `clickhouse` makes by itself, but encrypted, with those whom the configuration trusts.
+fn encrypted(ca_file: Option<&Path>) -> Result<Client, Error> {
+    let mut tcp = HttpConnector::new();
+    tcp.set_keepalive(Some(TCP_KEEPALIVE));
+    tcp.enforce_http(false);
+    let tls = HttpsConnectorBuilder::new().with_tls_config(tls::client(ca_file)?);
+    let connector = tls.https_only().enable_http1().wrap_connector(tcp);
+    let mut http = hyper_util::client::legacy::Client::builder(TokioExecutor::new());
+    http.pool_idle_timeout(POOL_IDLE_TIMEOUT);
+    Ok(Client::with_http_client(http.build(connector)))
 }
 
 /// Bounds a call of ClickHouse by the configured time and says in its error what was being done.

@@ -115,12 +115,15 @@ fn prepare_kafka(layout: &Layout, installed: &Installed, ports: &Ports) -> Resul
     let directory = layout.engine(Engine::Kafka);
     let settings = directory.join("server.properties");
     let (kafka, controller) = (ports.kafka, ports.kafka_controller);
+    let further = directory.join("server.d");
+    make_directory(&further)?;
+    let further = further_properties(&further)?;
     let properties = format!(
         "{KAFKA_PROPERTIES}\n# Appended by the laptop stack.\n\
          listeners=PLAINTEXT://127.0.0.1:{kafka},CONTROLLER://127.0.0.1:{controller}\n\
          advertised.listeners=PLAINTEXT://127.0.0.1:{kafka}\n\
          controller.quorum.voters=1@127.0.0.1:{controller}\n\
-         log.dirs={}/kafka/data\n",
+         log.dirs={}/kafka/data\n{further}",
         layout.text()
     );
     write_file(&settings, &properties)?;
@@ -133,6 +136,21 @@ fn prepare_kafka(layout: &Layout, installed: &Installed, ports: &Ports) -> Resul
         "server.properties".to_owned(),
     ]);
     Ok((installed.java.clone(), arguments, None))
+}
+
+/// Settings that people add, in the order of their files' names: the last line for a key wins.
+fn further_properties(directory: &Path) -> Result<String, Error> {
+    let read = fs::read_dir(directory).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let mut files: Vec<PathBuf> =
+        read.map_err(Error::file("read", directory))?.into_iter().map(|entry| entry.path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "properties"));
+    files.sort();
+    let mut text = String::new();
+    for file in files {
+        let settings = fs::read_to_string(&file).map_err(Error::file("read", &file))?;
+        text.push_str(&format!("\n# From {}.\n{settings}\n", file.display()));
+    }
+    Ok(text)
 }
 
 /// The command that formats Kafka's storage, unless that has been done.
@@ -303,6 +321,24 @@ mod tests {
             Installed { java: "java".into(), kafka: "k".into(), registry: "r".into(), clickhouse: "c".into() };
         prepare(Engine::ClickHouse, &layout, &installed, &Ports::default()).unwrap();
         assert_eq!(fs::read_to_string(&own).unwrap(), "<clickhouse/>");
+    }
+
+    #[test]
+    fn settings_of_kafka_that_people_add_come_last_and_are_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::create(directory.path()).unwrap();
+        let further = layout.engine(Engine::Kafka).join("server.d");
+        make_directory(&further).unwrap();
+        for (name, settings) in [("2.properties", "a=2"), ("1.properties", "a=1"), ("note.txt", "a=3")] {
+            fs::write(further.join(name), settings).unwrap();
+        }
+        let installed =
+            Installed { java: "java".into(), kafka: "k".into(), registry: "r".into(), clickhouse: "c".into() };
+        prepare(Engine::Kafka, &layout, &installed, &Ports::default()).unwrap();
+        let settings = fs::read_to_string(layout.engine(Engine::Kafka).join("server.properties")).unwrap();
+        let added: Vec<&str> = settings.lines().filter(|line| line.starts_with("a=")).collect();
+        assert_eq!((added, settings.trim().ends_with("a=2")), (vec!["a=1", "a=2"], true), "{settings}");
+        assert_eq!(fs::read_to_string(further.join("1.properties")).unwrap(), "a=1");
     }
 
     #[test]

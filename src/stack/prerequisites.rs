@@ -33,7 +33,7 @@ pub struct Tool {
     pub packages: &'static str,
 }
 
-const TOOLS: [Tool; 9] = {
+const TOOLS: [Tool; 10] = {
     const fn tool(command: &'static str, name: &'static str, need: Need, packages: &'static str) -> Tool {
         Tool { command, name, need, packages }
     }
@@ -47,6 +47,7 @@ const TOOLS: [Tool; 9] = {
         tool("tar", "tar", Need::Install, "tar"),
         tool("gzip", "gzip", Need::Install, "gzip"),
         tool("make", "make", Need::Build, "make"),
+        tool("pkg-config", "pkg-config and OpenSSL's headers", Need::Build, "pkg-config libssl-dev"),
     ]
 };
 
@@ -107,6 +108,10 @@ pub fn check(needs: &[Need]) -> Result<(), Missing> {
                 Some(version) => Some((tool, Some(format!("version {version}")))),
                 None => Some((tool, Some("one that does not run".to_owned()))),
             },
+            Some(path) if tool.command == "pkg-config" => match knows_openssl(&path) {
+                true => None,
+                false => Some((tool, Some("pkg-config without OpenSSL's headers".to_owned()))),
+            },
             Some(_) => None,
         })
         .collect();
@@ -133,6 +138,12 @@ fn java_package(os_release: &str) -> &'static str {
         (Some("debian"), Some(13_u32..)) => "default-jre-headless",
         _ => "openjdk-17-jre-headless",
     }
+}
+
+/// Kafka's client is compiled along and links the system's OpenSSL.
+fn knows_openssl(pkg_config: &Path) -> bool {
+    let asked = Command::new(pkg_config).args(["--exists", "openssl"]).stdin(Stdio::null()).status();
+    asked.is_ok_and(|status| status.success())
 }
 
 fn java_version(java: &Path) -> Option<u32> {

@@ -100,7 +100,7 @@ pub async fn difference(config: &Config, options: &Options) -> Result<Plan, Erro
 }
 
 async fn observe(config: &Config) -> Result<Observed, Error> {
-    let cluster = Cluster::connect(&config.kafka)?;
+    let cluster = Cluster::connect(&config.kafka).await?;
     let names = Topic::ALL.map(|topic| kafka::topic_name(&config.kafka, topic));
     let (brokers, mut found) = cluster.topics(&names).await?;
     let mut topics = BTreeMap::new();
@@ -109,7 +109,7 @@ async fn observe(config: &Config) -> Result<Observed, Error> {
             topics.insert(topic, state);
         }
     }
-    let registry = Registry::new(&config.registry.url, &config.kafka.topic_prefix)?;
+    let registry = Registry::new(&config.registry, &config.kafka.topic_prefix)?;
     let mut subjects = BTreeMap::new();
     for topic in Topic::ALL {
         subjects.insert(topic, subject(&registry, topic).await?);
@@ -148,8 +148,8 @@ pub async fn apply(config: &Config, plan: Plan) -> Result<Report, Error> {
     if !plan.refusals.is_empty() {
         return Err(Error::Refused(plan.refusals));
     }
-    let cluster = Cluster::connect(&config.kafka)?;
-    let registry = Registry::new(&config.registry.url, &config.kafka.topic_prefix)?;
+    let cluster = Cluster::connect(&config.kafka).await?;
+    let registry = Registry::new(&config.registry, &config.kafka.topic_prefix)?;
     let mut puts = Vec::new();
     for step in plan.items.iter().filter_map(|item| item.step.as_ref()) {
         match step {

@@ -13,7 +13,7 @@ use rdkafka::metadata::Metadata;
 
 use super::plan::TopicState;
 use crate::config;
-use crate::runtime::kafka;
+use crate::runtime::{kafka, reach};
 
 /// How long one question to the cluster may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
@@ -23,6 +23,8 @@ const LEADERS_INTERVAL: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error(transparent)]
+    Reach(#[from] reach::Error),
     #[error("kafka at {brokers} did not answer: {source}")]
     Kafka { brokers: String, source: KafkaError },
     #[error("kafka at {brokers} would not {what} topic {topic}: {code}")]
@@ -40,7 +42,9 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    pub fn connect(config: &config::Kafka) -> Result<Self, Error> {
+    /// Returns when the cluster has let us in.
+    pub async fn connect(config: &config::Kafka) -> Result<Self, Error> {
+        reach::metadata(config, None, CALL_TIMEOUT).await?;
         let brokers = config.brokers.clone();
         let admin =
             kafka::client(config).create().map_err(|source| Error::Kafka { brokers: brokers.clone(), source })?;

@@ -1,5 +1,5 @@
 //! Official SDKs and the examples, as people use them.
 
 mod producer;
-mod python;
+pub mod python;
 mod sdk;

@@ -75,7 +75,7 @@ fn datum(schema: &Schema, value: &Value) -> Avro {
 
 async fn registry(name: &str) -> Registry {
     let config = stack().isolated(name).await;
-    Registry::new(&config.registry.url, &config.kafka.topic_prefix).expect("a registry")
+    Registry::new(&config.registry, &config.kafka.topic_prefix).expect("a registry")
 }
 
 #[tokio::test]

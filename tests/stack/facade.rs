@@ -160,7 +160,7 @@ async fn evolved(registry: &Registry) -> u32 {
 #[tokio::test]
 async fn frames_come_back_in_order_whatever_stands_between_them() {
     let config = stack().isolated("facade_frames").await;
-    let registry = || Registry::new(&config.registry.url, &config.kafka.topic_prefix).unwrap();
+    let registry = || Registry::new(&config.registry, &config.kafka.topic_prefix).unwrap();
     let codec = Arc::new(Codec::connect(registry()).await.unwrap());
     let health = Health::default();
     let facade = start(&config, codec.clone(), health.clone()).await;
@@ -196,7 +196,7 @@ async fn frames_come_back_in_order_whatever_stands_between_them() {
 #[tokio::test]
 async fn a_client_that_goes_away_leaves_a_cancel_on_the_requests_partition() {
     let config = stack().isolated("facade_cancel").await;
-    let registry = Registry::new(&config.registry.url, &config.kafka.topic_prefix).unwrap();
+    let registry = Registry::new(&config.registry, &config.kafka.topic_prefix).unwrap();
     let codec = Arc::new(Codec::connect(registry).await.unwrap());
     let health = Health::default();
     let facade = start(&config, codec.clone(), health.clone()).await;

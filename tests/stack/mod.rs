@@ -3,6 +3,7 @@
 pub mod fixture;
 
 mod compose;
+mod connections;
 mod end_to_end;
 mod engines;
 mod evolution;

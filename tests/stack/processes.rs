@@ -35,13 +35,11 @@ fn run(config: &Config, instance: &str) -> Process {
     config.facade.listen.set_port(free_port());
     config.admin.listen.set_port(free_port());
     let simulator = stack().description.simulator.as_ref().expect("a simulator");
-    config.providers.simulator_url = Some(format!("{simulator}/v1"));
-    let mut text: toml::Table = toml::from_str(&toml::to_string(&config).expect("TOML")).expect("a table");
-    if let Some(providers) = text.get_mut("providers").and_then(toml::Value::as_table_mut) {
-        providers.remove("credentials");
-    }
+    // Whatever keys the machine's environment has, nothing leaves it.
+    config.providers.upstream_override = Some(format!("{simulator}/v1"));
+    let text = toml::to_string(&config).expect("TOML");
     let mut file = tempfile::NamedTempFile::new().expect("a file");
-    file.write_all(text.to_string().as_bytes()).expect("written");
+    file.write_all(text.as_bytes()).expect("written");
     let child = Command::new(env!("CARGO_BIN_EXE_tollstream"))
         .args(["run", "--config"])
         .arg(file.path())

@@ -38,7 +38,7 @@ impl World {
         let mut config = stack().isolated(name).await;
         let simulator = stack().description.simulator.as_ref().expect("a simulator");
         config.providers.simulator_url = Some(format!("{simulator}/v1"));
-        let registry = Registry::new(&config.registry.url, &config.kafka.topic_prefix).expect("a registry");
+        let registry = Registry::new(&config.registry, &config.kafka.topic_prefix).expect("a registry");
         let codec = Arc::new(Codec::connect(registry).await.expect("a codec"));
         let producer = kafka::producer(&config.kafka).create().expect("a producer");
         let mut node = Node::start(config.clone(), &[Role::Processor]).await.expect("a node");

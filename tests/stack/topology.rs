@@ -105,7 +105,7 @@ async fn two_applies_at_once_end_in_the_same_state() {
     two.expect("the second applies");
     let difference = apply::difference(&config, &options).await.expect("a difference");
     assert!(difference.nothing_to_do(), "{difference:?}");
-    let registry = Registry::new(&config.registry.url, &config.kafka.topic_prefix).expect("a registry");
+    let registry = Registry::new(&config.registry, &config.kafka.topic_prefix).expect("a registry");
     let log = ControlLog::open(&config.kafka, Arc::new(Codec::reader(registry))).await.expect("control");
     assert_eq!(log.tables().models().count(), options.topology.seeds.models.len());
 }
@@ -151,7 +151,7 @@ async fn a_subject_that_went_another_way_is_refused_before_anything_is_made() {
     let unique = format!("other_{}", config.instance);
     config.kafka.topic_prefix = format!("{unique}.");
     config.clickhouse.database = unique;
-    let registry = Registry::new(&config.registry.url, &config.kafka.topic_prefix).expect("a registry");
+    let registry = Registry::new(&config.registry, &config.kafka.topic_prefix).expect("a registry");
     let options = Options::laptop().expect("options");
     let subject = registry.subject(Topic::Requests);
     // The registry keeps the compatibility of subjects that it has, and of no others.
@@ -177,7 +177,7 @@ async fn a_key_is_made_once_and_control_holds_its_hash_only() {
     let key: Value = serde_json::from_str(&stdout(&made)).expect("JSON");
     let secret = key["secret"].as_str().expect("a secret");
     assert!(secret.starts_with("tsk_") && secret.len() == 68, "{secret}");
-    let registry = Registry::new(&config.registry.url, &config.kafka.topic_prefix).expect("a registry");
+    let registry = Registry::new(&config.registry, &config.kafka.topic_prefix).expect("a registry");
     let codec = Arc::new(Codec::connect(registry).await.expect("a codec"));
     let mut log = ControlLog::open(&config.kafka, codec).await.expect("control");
     let (id, stored) = log.tables().key_by_hash(&keys::hash(secret)).expect("the key");

@@ -129,11 +129,12 @@ impl World {
             ..config::ClickHouse::default()
         };
         create_topics(&kafka).await;
-        let registry = Registry::new(&engines.registry, &kafka.topic_prefix).unwrap();
+        let at = config::Registry { url: engines.registry.clone(), ..config::Registry::default() };
+        let registry = Registry::new(&at, &kafka.topic_prefix).unwrap();
         for topic in Topic::ALL {
             registry.register(topic).await.unwrap();
         }
-        let for_codec = Registry::new(&engines.registry, &kafka.topic_prefix).unwrap();
+        let for_codec = Registry::new(&at, &kafka.topic_prefix).unwrap();
         let codec = Arc::new(Codec::connect(for_codec).await.unwrap());
         let publisher = Publisher::new(&kafka).unwrap();
         Self { kafka, clickhouse, registry, codec, publisher, offset_commit_ms: 50, roles: JoinSet::new() }
@@ -141,8 +142,7 @@ impl World {
 
     /// A codec that has to ask for every schema that is not its own.
     pub async fn new_codec(&self) -> Arc<Codec> {
-        let registry = Registry::new(self.registry.url(), &self.kafka.topic_prefix).unwrap();
-        Arc::new(Codec::connect(registry).await.unwrap())
+        Arc::new(Codec::connect(self.registry.clone()).await.unwrap())
     }
 
     pub fn topic(&self, topic: Topic) -> String {
