@@ -22,41 +22,51 @@ use tollstream::runtime::kafka;
 
 use super::fixture::{PATIENCE, stack};
 
-const ORGANIZATION: &str = "org_demo";
-const PARTITIONS: u32 = 4;
+pub const ORGANIZATION: &str = "org_demo";
+pub const PARTITIONS: u32 = 4;
 
 /// A gateway without HTTP on topics of its own, a producer and a reader.
-struct World {
-    config: Config,
-    codec: Arc<Codec>,
+pub struct World {
+    pub config: Config,
+    pub codec: Arc<Codec>,
     producer: FutureProducer,
     node: Option<Node>,
 }
 
 impl World {
-    async fn start(name: &str) -> Self {
+    pub async fn start(name: &str) -> Self {
         let mut config = stack().isolated(name).await;
         let simulator = stack().description.simulator.as_ref().expect("a simulator");
         config.providers.simulator_url = Some(format!("{simulator}/v1"));
         let registry = Registry::new(&config.registry.url, &config.kafka.topic_prefix).expect("a registry");
         let codec = Arc::new(Codec::connect(registry).await.expect("a codec"));
         let producer = kafka::producer(&config.kafka).create().expect("a producer");
-        let mut node = Node::start(config.clone(), &[Role::Processor]).await.expect("a node");
-        node.ready(PATIENCE).await.expect("ready");
-        Self { config, codec, producer, node: Some(node) }
+        let mut world = Self { config, codec, producer, node: None };
+        world.restart().await;
+        world
     }
 
-    async fn stop(&mut self) {
+    pub async fn stop(&mut self) {
         self.node.take().expect("a node").stop().await.expect("a clean stop");
     }
 
-    async fn produce(&self, partition: i32, payload: &[u8]) -> i64 {
-        let topic = kafka::topic_name(&self.config.kafka, Topic::Requests);
+    pub async fn restart(&mut self) {
+        let mut node = Node::start(self.config.clone(), &[Role::Processor]).await.expect("a node");
+        node.ready(PATIENCE).await.expect("ready");
+        self.node = Some(node);
+    }
+
+    pub async fn produce(&self, partition: i32, payload: &[u8]) -> i64 {
+        self.produce_to(Topic::Requests, partition, payload).await
+    }
+
+    pub async fn produce_to(&self, topic: Topic, partition: i32, payload: &[u8]) -> i64 {
+        let topic = kafka::topic_name(&self.config.kafka, topic);
         let record = FutureRecord::to(&topic).partition(partition).key(ORGANIZATION).payload(payload);
         self.producer.send(record, PATIENCE).await.expect("acknowledged").offset
     }
 
-    async fn ask(&self, partition: i32, chat: Chat) -> i64 {
+    pub async fn ask(&self, partition: i32, chat: Chat) -> i64 {
         let mut payload = Vec::new();
         self.codec.encode(&RequestRecord::from(Request::Chat(Box::new(chat))), &mut payload).expect("encoded");
         self.produce(partition, &payload).await
@@ -90,7 +100,7 @@ impl World {
         tokio::task::spawn_blocking(search).await.expect("found")
     }
 
-    async fn terminal_of(&self, request: &str) -> Terminal {
+    pub async fn terminal_of(&self, request: &str) -> Terminal {
         let wanted = RequestId::parse(request).expect("an id");
         self.find(move |record: ResponseRecord| {
             let frame = Frame::try_from(record).expect("a frame");
@@ -103,7 +113,7 @@ impl World {
     }
 }
 
-fn chat(request: &str, body: &str) -> Chat {
+pub fn chat(request: &str, body: &str) -> Chat {
     Chat {
         request_id: RequestId::parse(request).expect("an id"),
         organization: OrganizationId::parse(ORGANIZATION).expect("an id"),
@@ -126,7 +136,7 @@ fn chat(request: &str, body: &str) -> Chat {
     }
 }
 
-fn question(request: &str) -> Chat {
+pub fn question(request: &str) -> Chat {
     chat(request, r#"{"model":"gpt-4o-mini","messages":[{"role":"user","content":"Where is my order?"}]}"#)
 }
 
