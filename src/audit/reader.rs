@@ -186,8 +186,8 @@ impl Reader {
 
     pub(super) fn consumer(&self, group: &str) -> Result<BaseConsumer, Error> {
         let mut client = kafka::cold_consumer(&self.kafka, group);
-        // Control records leave gaps, so only the broker can say where the end is.
-        client.set("enable.partition.eof", "true");
+        // Control records leave gaps, so only the broker can say where the end is; and what is read is there already.
+        client.set("enable.partition.eof", "true").set("fetch.min.bytes", "1");
         client.create().map_err(|e| self.failed(e))
     }
 

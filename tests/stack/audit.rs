@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use serde_json::Value;
+use tollstream::config::Config;
 use tollstream::domain::ids::partition_of;
 use tollstream::domain::{OrganizationId, RequestId, Timestamp};
 use tollstream::records::journal::{
@@ -13,14 +14,15 @@ use tollstream::records::responses::{Frame, FrameBody, ResponseRecord, Terminal}
 use tollstream::records::{Outcome, Topic};
 use tollstream::runtime::clock;
 
+use super::fixture::stack;
 use super::stream::{ORGANIZATION, PARTITIONS, World, chat, question};
 
 /// Of `tollstream audit`: the exit code, and what it prints.
-fn audit(world: &World, arguments: &[&str]) -> (Option<i32>, Value) {
-    let kafka = &world.config.kafka;
+fn audit(config: &Config, arguments: &[&str]) -> (Option<i32>, Value) {
+    let kafka = &config.kafka;
     let output = Command::new(env!("CARGO_BIN_EXE_tollstream"))
         .args(["audit", "--json", "--brokers", &kafka.brokers, "--topic-prefix", &kafka.topic_prefix])
-        .args(["--registry", &world.config.registry.url])
+        .args(["--registry", &config.registry.url])
         .args(arguments)
         .output()
         .expect("tollstream runs");
@@ -34,7 +36,7 @@ fn check<'a>(report: &'a Value, name: &str) -> &'a Value {
 }
 
 fn holds(world: &World, arguments: &[&str]) -> Value {
-    let (code, report) = audit(world, arguments);
+    let (code, report) = audit(&world.config, arguments);
     assert_eq!((code, &report["verdict"]), (Some(0), &Value::from("holds")), "{arguments:?}: {report:#}");
     report
 }
@@ -161,7 +163,7 @@ async fn real_logs_hold_and_what_is_false_on_them_is_found() {
     let partition = partition_of(ORGANIZATION, PARTITIONS);
     let other = ((partition + 2) % PARTITIONS as i32).to_string();
     world.produce_to(Topic::Journal, (partition + 2) % PARTITIONS as i32, b"not a fact").await;
-    let (code, report) = audit(&world, &[]);
+    let (code, report) = audit(&world.config, &[]);
     assert_eq!((code, &report["verdict"]), (Some(2), &Value::from("could_not_look")), "{report:#}");
     assert_eq!(report["counts"]["admitted"], 14);
     assert!(check(&report, "I1")["could_not_look"][0].as_str().is_some_and(|why| why.contains(&other)), "{report:#}");
@@ -171,7 +173,7 @@ async fn real_logs_hold_and_what_is_false_on_them_is_found() {
 
     settle_out_of_nowhere(&world, partition).await;
     let offset = answer_out_of_nowhere(&world).await;
-    let (code, report) = audit(&world, &[]);
+    let (code, report) = audit(&world.config, &[]);
     assert_eq!((code, &report["verdict"]), (Some(1), &Value::from("violated")), "{report:#}");
     let first = |name: &str| check(&report, name)["first"][0].clone();
     assert_eq!((first("I1")["request_id"].as_str(), first("I1")["topic"].as_str()), (Some("nowhere"), Some("journal")));
@@ -180,13 +182,17 @@ async fn real_logs_hold_and_what_is_false_on_them_is_found() {
 
 #[tokio::test]
 async fn an_audit_that_cannot_look_says_so() {
-    let world = World::start("blind").await;
-    let (code, report) = audit(&world, &["--brokers", "127.0.0.1:1"]);
-    assert_eq!((code, &report["verdict"]), (Some(2), &Value::from("could_not_look")), "{report}");
-    let (code, report) = audit(&world, &["--partition", "4-9"]);
-    assert_eq!(code, Some(2));
-    assert!(report["error"].as_str().is_some_and(|why| why.contains("none of those")), "{report}");
-    let (code, report) = audit(&world, &["--topic-prefix", "nobody."]);
-    assert_eq!(code, Some(2));
-    assert!(report["error"].as_str().is_some_and(|why| why.contains("no topic nobody.requests")), "{report}");
+    let config = stack().isolated("blind").await;
+    let unable = |config: &Config, arguments: &[&str], why: &str| {
+        let (code, report) = audit(config, arguments);
+        assert_eq!((code, &report["verdict"]), (Some(2), &Value::from("could_not_look")), "{report}");
+        assert!(report["error"].as_str().is_some_and(|error| error.contains(why)), "{report}");
+    };
+    unable(&config, &["--partition", "4-9"], "none of those");
+    let mut away = config.clone();
+    away.kafka.brokers = "127.0.0.1:1".into();
+    unable(&away, &[], "127.0.0.1:1");
+    let mut elsewhere = config.clone();
+    elsewhere.kafka.topic_prefix = "nobody.".into();
+    unable(&elsewhere, &[], "there is no topic nobody.requests");
 }
