@@ -29,6 +29,8 @@ enum Command {
     /// Read topics as JSON lines
     #[command(subcommand)]
     Topics(cli::topics::Command),
+    /// Check the invariants on the logs: exit code 0 if they hold, 1 if one is violated, 2 if it could not look
+    Audit(cli::audit::Audit),
     /// API keys
     #[command(subcommand)]
     Keys(cli::keys::Command),
@@ -46,6 +48,7 @@ async fn main() -> ExitCode {
         Command::Stack(args) => cli::stack::run(args).await,
         Command::Topology(args) => cli::topology::run(args).await,
         Command::Topics(args) => cli::topics::run(args).await,
+        Command::Audit(args) => cli::audit::run(args).await,
         Command::Keys(args) => cli::keys::run(args).await,
         Command::Simulate(args) => cli::simulate::run(args).await.map(|()| ExitCode::SUCCESS),
     };

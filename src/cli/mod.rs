@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+pub mod audit;
 pub mod connection;
 pub mod demo;
 pub mod keys;

@@ -163,6 +163,13 @@ fn tollstream_finds_the_services_by_their_names_and_ports() {
     assert_eq!(reached, listens);
     for service in ["topology", "tollstream"] {
         let command = &compose.services[service].command;
+        if let Some(roles) = command.iter().position(|argument| argument == "--roles") {
+            assert_eq!(
+                command[roles + 1],
+                "facade,processor,projection,sink",
+                "a deployment of one process has every role"
+            );
+        }
         let path = &command[command.iter().position(|argument| argument == "--config").unwrap() + 1];
         let mounted = compose.services[service].volumes.iter().any(|mount| mount.contains(&format!(":{path}:")));
         assert!(mounted, "{service} does not mount {path}");

@@ -2,6 +2,7 @@
 
 pub mod fixture;
 
+mod audit;
 mod compose;
 mod connections;
 mod end_to_end;

@@ -22,41 +22,51 @@ use tollstream::runtime::kafka;
 
 use super::fixture::{PATIENCE, stack};
 
-const ORGANIZATION: &str = "org_demo";
-const PARTITIONS: u32 = 4;
+pub const ORGANIZATION: &str = "org_demo";
+pub const PARTITIONS: u32 = 4;
 
 /// A gateway without HTTP on topics of its own, a producer and a reader.
-struct World {
-    config: Config,
-    codec: Arc<Codec>,
+pub struct World {
+    pub config: Config,
+    pub codec: Arc<Codec>,
     producer: FutureProducer,
     node: Option<Node>,
 }
 
 impl World {
-    async fn start(name: &str) -> Self {
+    pub async fn start(name: &str) -> Self {
         let mut config = stack().isolated(name).await;
         let simulator = stack().description.simulator.as_ref().expect("a simulator");
         config.providers.simulator_url = Some(format!("{simulator}/v1"));
         let registry = Registry::new(&config.registry, &config.kafka.topic_prefix).expect("a registry");
         let codec = Arc::new(Codec::connect(registry).await.expect("a codec"));
         let producer = kafka::producer(&config.kafka).create().expect("a producer");
-        let mut node = Node::start(config.clone(), &[Role::Processor]).await.expect("a node");
-        node.ready(PATIENCE).await.expect("ready");
-        Self { config, codec, producer, node: Some(node) }
+        let mut world = Self { config, codec, producer, node: None };
+        world.restart().await;
+        world
     }
 
-    async fn stop(&mut self) {
+    pub async fn stop(&mut self) {
         self.node.take().expect("a node").stop().await.expect("a clean stop");
     }
 
-    async fn produce(&self, partition: i32, payload: &[u8]) -> i64 {
-        let topic = kafka::topic_name(&self.config.kafka, Topic::Requests);
+    pub async fn restart(&mut self) {
+        let mut node = Node::start(self.config.clone(), &[Role::Processor]).await.expect("a node");
+        node.ready(PATIENCE).await.expect("ready");
+        self.node = Some(node);
+    }
+
+    pub async fn produce(&self, partition: i32, payload: &[u8]) -> i64 {
+        self.produce_to(Topic::Requests, partition, payload).await
+    }
+
+    pub async fn produce_to(&self, topic: Topic, partition: i32, payload: &[u8]) -> i64 {
+        let topic = kafka::topic_name(&self.config.kafka, topic);
         let record = FutureRecord::to(&topic).partition(partition).key(ORGANIZATION).payload(payload);
         self.producer.send(record, PATIENCE).await.expect("acknowledged").offset
     }
 
-    async fn ask(&self, partition: i32, chat: Chat) -> i64 {
+    pub async fn ask(&self, partition: i32, chat: Chat) -> i64 {
         let mut payload = Vec::new();
         self.codec.encode(&RequestRecord::from(Request::Chat(Box::new(chat))), &mut payload).expect("encoded");
         self.produce(partition, &payload).await
@@ -90,7 +100,7 @@ impl World {
         tokio::task::spawn_blocking(search).await.expect("found")
     }
 
-    async fn terminal_of(&self, request: &str) -> Terminal {
+    pub async fn terminal_of(&self, request: &str) -> Terminal {
         let wanted = RequestId::parse(request).expect("an id");
         self.find(move |record: ResponseRecord| {
             let frame = Frame::try_from(record).expect("a frame");
@@ -103,7 +113,7 @@ impl World {
     }
 }
 
-fn chat(request: &str, body: &str) -> Chat {
+pub fn chat(request: &str, body: &str) -> Chat {
     Chat {
         request_id: RequestId::parse(request).expect("an id"),
         organization: OrganizationId::parse(ORGANIZATION).expect("an id"),
@@ -126,7 +136,7 @@ fn chat(request: &str, body: &str) -> Chat {
     }
 }
 
-fn question(request: &str) -> Chat {
+pub fn question(request: &str) -> Chat {
     chat(request, r#"{"model":"gpt-4o-mini","messages":[{"role":"user","content":"Where is my order?"}]}"#)
 }
 
@@ -156,6 +166,77 @@ async fn what_cannot_be_understood_is_a_dead_letter_and_the_partition_goes_on() 
 }
 
 #[tokio::test]
+async fn no_size_and_no_compression_holds_a_partition() {
+    let mut world = World::start("sizes").await;
+    let partition = partition_of(ORGANIZATION, PARTITIONS);
+    let topic = kafka::topic_name(&world.config.kafka, Topic::Requests);
+    let key = vec![b'k'; 1_500_000];
+    let record = FutureRecord::to(&topic).partition(partition).key(&key).payload(b"garbage");
+    let offset = world.producer.send(record, PATIENCE).await.expect("acknowledged").offset;
+    let letter = world.find(move |letter: DeadLetter| (letter.offset == offset).then_some(letter)).await;
+    assert!(letter.key.is_some_and(|kept| key.starts_with(&kept) && kept.len() < key.len()));
+
+    let mut strange = Vec::new();
+    let kind = "k".repeat(2 << 20);
+    world.codec.encode(&RequestRecord { kind, chat: None, cancel: None }, &mut strange).expect("encoded");
+    let offset = world.produce(partition, &strange).await;
+    let letter = world.find(move |letter: DeadLetter| (letter.offset == offset).then_some(letter)).await;
+    assert_eq!((letter.reason.as_str(), letter.payload_bytes), ("unknown_kind", strange.len() as i64));
+
+    let astray = RequestRecord::from(Request::Chat(Box::new(chat("astray", &"x".repeat((8 << 20) - 500)))));
+    let mut payload = Vec::new();
+    world.codec.encode(&astray, &mut payload).expect("encoded");
+    let larger = kafka::producer(&world.config.kafka).set("message.max.bytes", "9400000").create();
+    let larger: FutureProducer = larger.expect("a producer");
+    let record =
+        FutureRecord::to(&topic).partition((partition + 1) % PARTITIONS as i32).key(ORGANIZATION).payload(&payload);
+    let offset = larger.send(record, PATIENCE).await.expect("acknowledged").offset;
+    let large = move |letter: DeadLetter| (letter.offset == offset && letter.partition != partition).then_some(letter);
+    assert_eq!(world.find(large).await.reason, "misplaced_too_large");
+
+    for compression in ["gzip", "snappy", "lz4", "zstd"] {
+        let producer = kafka::producer(&world.config.kafka).set("compression.type", compression).create();
+        let producer: FutureProducer = producer.expect("a producer");
+        let mut payload = Vec::new();
+        let asked = Request::Chat(Box::new(question(compression)));
+        world.codec.encode(&RequestRecord::from(asked), &mut payload).expect("encoded");
+        let record = FutureRecord::to(&topic).partition(partition).key(ORGANIZATION).payload(&payload);
+        producer.send(record, PATIENCE).await.expect("acknowledged");
+        assert_eq!(world.terminal_of(compression).await.outcome, Outcome::Completed, "{compression}");
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_repeat_makes_no_second_call_and_is_told_where_the_answer_stands() {
+    let mut world = World::start("repeat").await;
+    let partition = partition_of(ORGANIZATION, PARTITIONS);
+    let first = Chat { reply_partition: Some(2), reply_nonce: Some("first".into()), ..question("asked-twice") };
+    world.ask(partition, first.clone()).await;
+    assert_eq!(world.terminal_of("asked-twice").await.outcome, Outcome::Completed);
+    // What was settled is remembered by a new owner, too.
+    world.stop().await;
+    world.restart().await;
+    let again = |nonce: &str, chat: Chat| Chat { reply_partition: Some(1), reply_nonce: Some(nonce.into()), ..chat };
+    let changed = Chat { request_id: first.request_id.clone(), ..question("with-another-body") };
+    for (nonce, chat, code) in [
+        ("second", first, "duplicate_request_id"),
+        ("changed", Chat { body: Bytes::from_static(b"{}"), ..changed }, "request_id_reused"),
+    ] {
+        world.ask(partition, again(nonce, chat)).await;
+        let terminal = world.find(move |record: ResponseRecord| {
+            let told = record.nonce.as_deref() == Some(nonce);
+            record.terminal.filter(|_| told)
+        });
+        let terminal = terminal.await;
+        let error = terminal.error.expect("an error");
+        assert_eq!((terminal.outcome, error.status, error.code.as_str()), (Outcome::Refused, 409, code));
+        assert_eq!(terminal.original.map(|o| (o.partition, o.open)), (nonce == "second").then_some((2, false)));
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn a_request_on_another_partition_is_moved_and_answered_once() {
     let mut world = World::start("moved").await;
     let right = partition_of(ORGANIZATION, PARTITIONS);
@@ -171,7 +252,11 @@ async fn a_request_that_cannot_be_served_gets_a_terminal_that_says_why() {
     let late = Chat { timeout_ms: Some(0), ..question("late") };
     let unknown = chat("unknown", r#"{"model":"no-such-model","messages":[{"role":"user","content":"x"}]}"#);
     let large = chat("large", &"x".repeat(5 << 20));
-    for (chat, status) in [(late, 504), (unknown, 404), (large, 413)] {
+    let messages = r#""model":"gpt-4o-mini","messages":[{"role":"user","content":"x"}]"#;
+    let capped = chat("capped", &format!(r#"{{{messages},"max_tokens":9223372036854775808}}"#));
+    let noisy = chat("noisy", &format!(r#"{{{messages},"n":"{}"}}"#, "\u{7f}".repeat(1_500_000)));
+    let named = Chat { reply_nonce: Some("n".repeat(2 << 20)), ..question("named") };
+    for (chat, status) in [(late, 504), (unknown, 404), (large, 413), (capped, 400), (noisy, 400), (named, 400)] {
         let request = chat.request_id.to_string();
         world.ask(partition, chat).await;
         let terminal = world.terminal_of(&request).await;

@@ -1,0 +1,286 @@
+//! Reads the logs for the audit, partition by partition, each on a thread, in bounded memory.
+//!
+//! What is remembered for the frames is bounded: when more requests than [`REMEMBERED_MAX`](super::plan::REMEMBERED_MAX)
+//! may have frames, they are split into parts by a hash, and journal and frames are read once for each part.
+
+use std::collections::HashMap;
+use std::hash::RandomState;
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::ProgressBar;
+use rdkafka::Message as _;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaError;
+use rdkafka::message::BorrowedMessage;
+use rdkafka::{Offset, TopicPartitionList};
+use serde::de::DeserializeOwned;
+use tokio::runtime::Handle;
+
+use super::frames::{Requests, Window};
+use super::journal::{self, Counts, Journal, Read};
+use super::plan::{Answers, Extent, Plan, Scope, Source};
+use super::{Check, Findings, Place};
+use crate::codec::{self, Codec};
+use crate::config;
+use crate::domain::ids::partition_of;
+use crate::records::journal::{Entry, JournalRecord};
+use crate::records::responses::{Frame, ResponseRecord};
+use crate::records::{Record, Topic};
+use crate::runtime::kafka;
+
+/// How long nothing may come although the end is not reached, and how long the registry may be away.
+const STALL: Duration = Duration::from_secs(30);
+const REGISTRY_INTERVAL: Duration = Duration::from_millis(200);
+const POLL: Duration = Duration::from_millis(100);
+/// Records between two steps of the progress.
+const PROGRESS_EVERY: u64 = 1_024;
+
+/// The checks that need a partition of `responses`; all need the journal.
+const OF_RESPONSES: [Check; 3] = [Check::I2, Check::I3, Check::I8];
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("kafka {brokers}: {source}")]
+    Kafka { brokers: String, source: KafkaError },
+    #[error("there is no topic {topic}; `tollstream topology apply` makes ours")]
+    NoTopic { topic: String },
+    #[error("the topics have {partitions} partitions, and none of those asked for")]
+    NoPartition { partitions: u32 },
+    #[error("{topic}/{partition}: nothing came for {} s before offset {end}", STALL.as_secs())]
+    Stalled { topic: &'static str, partition: i32, end: i64 },
+    #[error("{place} cannot be understood: {detail}")]
+    Unreadable { place: Place, detail: String },
+    #[error("journal/{partition}: {source}")]
+    Bound { partition: i32, source: journal::Error },
+}
+
+/// What came of an audit.
+#[derive(Debug, Default)]
+pub struct Report {
+    pub findings: Findings,
+    pub counts: Counts,
+    pub partitions: usize,
+    pub frames: u64,
+    /// Records of `requests` that are not decided yet.
+    pub waiting: u64,
+}
+
+/// Reads the logs.
+pub struct Reader {
+    pub kafka: config::Kafka,
+    pub codec: Arc<Codec>,
+    pub handle: Handle,
+    pub progress: ProgressBar,
+}
+
+/// The requests of each partition of the journal that could be read.
+type Remembered = HashMap<i32, Mutex<Requests>>;
+
+/// What came of a partition of `responses`.
+struct Checked {
+    findings: Findings,
+    frames: u64,
+    failed: Option<Error>,
+}
+
+impl Reader {
+    /// Audits; blocks, so it runs on a thread for that.
+    ///
+    /// # Errors
+    /// Nothing could be looked at. What could not be looked at in single partitions is in the report.
+    pub fn audit(&self, scope: &Scope) -> Result<Report, Error> {
+        let plan = Plan::make(self, scope)?;
+        self.progress.set_length(plan.records());
+        let mut report = Report { partitions: plan.sources.len(), ..Report::default() };
+        let hasher = RandomState::new();
+        for part in 0..plan.parts {
+            let window = Window { since: plan.since, part, parts: plan.parts, hasher: hasher.clone() };
+            let read = in_parallel(&plan.sources, |source| self.journal(source, scope, window.clone()));
+            let mut remembered = Remembered::new();
+            for (source, read) in plan.sources.iter().zip(read) {
+                match read {
+                    Ok((read, requests)) => {
+                        remembered.insert(source.journal.partition, Mutex::new(requests));
+                        if part == 0 {
+                            self.decided(source, read, &mut report);
+                        }
+                    }
+                    Err(error) if part == 0 => report.findings.blind(&Check::ALL, &error.to_string()),
+                    Err(_) => {}
+                }
+            }
+            for checked in in_parallel(&plan.answers, |answers| self.frames(answers, plan.partitions, &remembered)) {
+                report.findings.merge(checked.findings);
+                report.frames += checked.frames;
+                if let Some(error) = checked.failed.filter(|_| part == 0) {
+                    report.findings.blind(&OF_RESPONSES, &error.to_string());
+                }
+            }
+        }
+        Ok(report)
+    }
+
+    /// Reads a partition of the journal.
+    fn journal(&self, source: &Source, scope: &Scope, window: Window) -> Result<(Read, Requests), Error> {
+        let Extent { partition, offsets, .. } = &source.journal;
+        let mut journal = Journal::new(*partition, source.begins, scope.settings, window);
+        if source.cut {
+            journal.begins_late(offsets.start);
+        }
+        let bound = |error| Error::Bound { partition: *partition, source: error };
+        self.each(&source.journal, |message| {
+            journal.take(message.offset(), &self.entry(message)?).map_err(bound)?;
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(journal.finish(scope.now))
+    }
+
+    /// Holds what a partition of the journal decides against `requests` and its consumer group.
+    fn decided(&self, source: &Source, mut read: Read, report: &mut Report) {
+        if let Some(committed) = source.committed {
+            read.committed(committed, source.requests.start);
+        }
+        for offsets in read.undecided(source.requests.start) {
+            let extent = Extent { topic: Topic::Requests, partition: read.partition, offsets };
+            let looked = self.each(&extent, |message| {
+                read.found_undecided(message.offset());
+                Ok(ControlFlow::Continue(()))
+            });
+            if let Err(error) = looked {
+                read.findings.blind(&[Check::I11], &error.to_string());
+            }
+        }
+        let next = read.sources.last.map_or(source.requests.start, |last| last + 1);
+        report.waiting += u64::try_from(source.requests.end - next).unwrap_or(0);
+        report.counts.add(&read.counts);
+        report.findings.merge(read.findings);
+    }
+
+    /// Reads a partition of `responses`.
+    fn frames(&self, answers: &Answers, partitions: u32, remembered: &Remembered) -> Checked {
+        let mut checked = Checked { findings: Findings::default(), frames: 0, failed: None };
+        let read = self.each(&answers.extent, |message| {
+            let unreadable = |detail| Error::Unreadable { place: place(Topic::Responses, message), detail };
+            let record: ResponseRecord = self.decode(message)?;
+            let frame = Frame::try_from(record).map_err(|e| unreadable(e.to_string()))?;
+            let owner = remembered.get(&partition_of(frame.organization.as_str(), partitions));
+            if let Some(requests) = owner {
+                let mut requests = requests.lock().unwrap_or_else(PoisonError::into_inner);
+                let place = place(Topic::Responses, message);
+                checked.frames += u64::from(requests.take(place, &frame, answers.retained, &mut checked.findings));
+            }
+            Ok(ControlFlow::Continue(()))
+        });
+        checked.failed = read.err();
+        checked
+    }
+
+    pub(super) fn failed(&self, source: KafkaError) -> Error {
+        Error::Kafka { brokers: self.kafka.brokers.clone(), source }
+    }
+
+    pub(super) fn consumer(&self, group: &str) -> Result<BaseConsumer, Error> {
+        let mut client = kafka::cold_consumer(&self.kafka, group);
+        // Control records leave gaps, so only the broker can say where the end is; and what is read is there already.
+        client.set("enable.partition.eof", "true").set("fetch.min.bytes", "1");
+        // A full queue is read empty within milliseconds; by default librdkafka then pauses for a second.
+        client.set("fetch.queue.backoff.ms", "2");
+        client.create().map_err(|e| self.failed(e))
+    }
+
+    /// Reads records in order until the end of the extent, or until it is told to end.
+    pub(super) fn each(
+        &self,
+        extent: &Extent,
+        mut take: impl FnMut(&BorrowedMessage<'_>) -> Result<ControlFlow<()>, Error>,
+    ) -> Result<(), Error> {
+        if extent.offsets.is_empty() {
+            return Ok(());
+        }
+        let (consumer, mut list) = (self.consumer("audit")?, TopicPartitionList::new());
+        let (name, end) = (kafka::topic_name(&self.kafka, extent.topic), extent.offsets.end);
+        let start = Offset::Offset(extent.offsets.start);
+        list.add_partition_offset(&name, extent.partition, start).map_err(|e| self.failed(e))?;
+        consumer.assign(&list).map_err(|e| self.failed(e))?;
+        let (mut taken, mut came) = (0, Instant::now());
+        let ended = loop {
+            match consumer.poll(POLL) {
+                Some(Ok(message)) if message.offset() >= end => break Ok(()),
+                Some(Ok(message)) => {
+                    came = Instant::now();
+                    match take(&message) {
+                        Ok(ControlFlow::Continue(())) if message.offset() + 1 < end => {}
+                        Ok(_) => break Ok(()),
+                        Err(error) => break Err(error),
+                    }
+                    taken += 1;
+                    if taken % PROGRESS_EVERY == 0 {
+                        self.progress.inc(PROGRESS_EVERY);
+                    }
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) => break Ok(()),
+                Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => break Err(self.failed(error)),
+                // The client comes back from other errors by itself.
+                Some(Err(_)) | None if came.elapsed() > STALL => {
+                    let (topic, partition) = (extent.topic.name(), extent.partition);
+                    break Err(Error::Stalled { topic, partition, end });
+                }
+                Some(Err(_)) | None => {}
+            }
+        };
+        self.progress.inc(taken % PROGRESS_EVERY);
+        ended
+    }
+
+    pub(super) fn entry(&self, message: &BorrowedMessage<'_>) -> Result<Entry, Error> {
+        let unreadable = |detail| Error::Unreadable { place: place(Topic::Journal, message), detail };
+        Entry::try_from(self.decode::<JournalRecord>(message)?).map_err(|e| unreadable(e.to_string()))
+    }
+
+    fn decode<T: Record + DeserializeOwned>(&self, message: &BorrowedMessage<'_>) -> Result<T, Error> {
+        let payload = message.payload().unwrap_or_default();
+        let since = Instant::now();
+        let decoded = loop {
+            match self.codec.decode::<T>(payload) {
+                Err(codec::Error::UnknownSchema { id }) => match self.handle.block_on(self.codec.learn(id)) {
+                    Err(codec::Error::Registry { .. }) if since.elapsed() < STALL => {
+                        std::thread::sleep(REGISTRY_INTERVAL);
+                    }
+                    Err(error) => break Err(error),
+                    Ok(()) => {}
+                },
+                decoded => break decoded,
+            }
+        };
+        decoded.map_err(|e| Error::Unreadable { place: place(T::TOPIC, message), detail: e.to_string() })
+    }
+}
+
+fn place(topic: Topic, message: &BorrowedMessage<'_>) -> Place {
+    Place { topic, partition: message.partition(), offset: message.offset() }
+}
+
+/// Works on the items on as many threads as there are processors; the results are in the order of the items.
+fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(items.len());
+    let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(items.len())));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(item) = items.get(number) else { return };
+                    let result = work(item);
+                    results.lock().unwrap_or_else(PoisonError::into_inner).push((number, result));
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    results.sort_by_key(|(number, _)| *number);
+    results.into_iter().map(|(_, result)| result).collect()
+}

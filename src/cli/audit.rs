@@ -1,0 +1,325 @@
+//! `tollstream audit`: whether the invariants hold on the logs.
+
+use std::ops::RangeInclusive;
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::runtime::Handle;
+
+use super::connection::Connection;
+use super::output;
+use crate::audit::journal::Settings;
+use crate::audit::plan::Scope;
+use crate::audit::reader::{Reader, Report};
+use crate::audit::{Check, Finding, Seen, Verdict};
+use crate::codec::{Codec, Registry};
+use crate::domain::Timestamp;
+use crate::runtime::clock;
+
+/// The exit code when it could not look: neither 0 (holds) nor 1 (violated).
+const COULD_NOT_LOOK: u8 = 2;
+
+#[derive(Debug, Clone, Args)]
+pub struct Audit {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// From the tenure on that was in force then: 2026-11-23T10:00:00Z, or 30s, 15m, 2h, 7d ago
+    #[arg(long, value_name = "TIME")]
+    pub from: Option<Moment>,
+    /// Up to then
+    #[arg(long, value_name = "TIME")]
+    pub to: Option<Moment>,
+    /// Only these partitions of the journal, such as 0-3,7
+    #[arg(long, value_name = "RANGES", value_delimiter = ',')]
+    pub partition: Vec<Partitions>,
+    /// How long after its deadline a request may be without a terminal, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub grace_s: u64,
+    /// Nothing failed in the range: every request must have exactly one attempt
+    #[arg(long)]
+    pub no_faults: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A time, or how long ago it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    At(Timestamp),
+    Ago(Duration),
+}
+
+/// Partitions from one to another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partitions(RangeInclusive<i32>);
+
+impl FromStr for Moment {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(at) = OffsetDateTime::parse(text, &Rfc3339) {
+            let ms = at.unix_timestamp_nanos() / 1_000_000;
+            return i64::try_from(ms).map(|ms| Self::At(Timestamp::from_millis(ms))).map_err(|e| e.to_string());
+        }
+        let ago = || {
+            let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+            let seconds = match unit {
+                "s" => 1,
+                "m" => 60,
+                "h" => 3_600,
+                "d" => 86_400,
+                _ => return None,
+            };
+            Some(Self::Ago(Duration::from_secs(number.parse::<u64>().ok()?.checked_mul(seconds)?)))
+        };
+        ago().ok_or_else(|| {
+            format!("{text:?} is neither a time such as 2026-11-23T10:00:00Z nor 30s, 15m, 2h or 7d ago")
+        })
+    }
+}
+
+impl Moment {
+    fn before(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::At(at) => at,
+            Self::Ago(ago) => {
+                let ms = i64::try_from(ago.as_millis()).unwrap_or(i64::MAX);
+                Timestamp::from_millis(now.as_millis().saturating_sub(ms))
+            }
+        }
+    }
+}
+
+impl FromStr for Partitions {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.parse::<i32>().ok().filter(|number| *number >= 0);
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        match (number(first), number(last)) {
+            (Some(first), Some(last)) if first <= last => Ok(Self(first..=last)),
+            _ => Err(format!("{text:?} is neither a partition nor a range of them such as 0-3")),
+        }
+    }
+}
+
+/// Runs the command. Whatever keeps it from looking is told, and is an exit code of its own.
+pub async fn run(arguments: Audit) -> anyhow::Result<ExitCode> {
+    let started = Instant::now();
+    let audited = match audit(&arguments).await {
+        Ok(report) => report,
+        Err(error) => {
+            match arguments.json {
+                true => output::line(
+                    &json!({ "verdict": Verdict::CouldNotLook, "error": format!("{error:#}") }).to_string(),
+                ),
+                false => output::note(&format!("could not look: {error:#}")),
+            }
+            return Ok(ExitCode::from(COULD_NOT_LOOK));
+        }
+    };
+    match arguments.json {
+        true => output::line(&describe(&audited, started.elapsed()).to_string()),
+        false => show(&audited, started.elapsed()),
+    }
+    Ok(match audited.findings.verdict() {
+        Verdict::Holds => ExitCode::SUCCESS,
+        Verdict::Violated => ExitCode::FAILURE,
+        Verdict::CouldNotLook => ExitCode::from(COULD_NOT_LOOK),
+    })
+}
+
+async fn audit(arguments: &Audit) -> anyhow::Result<Report> {
+    let config = arguments.connection.load()?;
+    let now = clock::now();
+    let (from, to) = (arguments.from.map(|from| from.before(now)), arguments.to.map(|to| to.before(now)));
+    ensure!(from.zip(to).is_none_or(|(from, to)| from < to), "--from must be before --to");
+    let scope = Scope {
+        from,
+        to,
+        partitions: arguments.partition.iter().map(|partitions| partitions.0.clone()).collect(),
+        settings: Settings { grace: Duration::from_secs(arguments.grace_s), no_faults: arguments.no_faults },
+        now: to.map_or(now, |to| to.min(now)),
+    };
+    let registry = Registry::new(&config.registry, &config.kafka.topic_prefix)?;
+    let reader = Reader {
+        kafka: config.kafka,
+        codec: Arc::new(Codec::reader(registry)),
+        handle: Handle::current(),
+        progress: bar(),
+    };
+    let audit = move || {
+        let audited = reader.audit(&scope);
+        reader.progress.finish_and_clear();
+        audited
+    };
+    Ok(tokio::task::spawn_blocking(audit).await.context("the audit broke off")??)
+}
+
+/// On standard error, and only if that is a terminal.
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    let template = "{spinner} {human_pos}/{human_len} records [{bar:30}] {per_sec} {eta}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(120));
+    bar
+}
+
+fn show(report: &Report, elapsed: Duration) {
+    let checks = Check::ALL.map(|check| (check, report.findings.of(check)));
+    let row = |(check, seen): &(Check, &Seen)| {
+        let first = seen.first.first().map_or_else(String::new, |finding| finding.place.to_string());
+        let looked_at = format!("{} {}", seen.looked_at, check.counts());
+        vec![
+            check.name().into(),
+            check.states().into(),
+            verdict(seen.verdict()).into(),
+            looked_at,
+            seen.violations.to_string(),
+            first,
+        ]
+    };
+    let rows: Vec<Vec<String>> = checks.iter().map(row).collect();
+    output::table(&["check", "what must hold", "verdict", "looked at", "violations", "first"], &rows);
+    for (check, seen) in checks {
+        if seen.violations == 0 && seen.blind.is_empty() {
+            continue;
+        }
+        output::line("");
+        output::line(&format!("{} {}", check.name(), check.states()));
+        for finding in &seen.first {
+            output::line(&format!("  {}: {}{}", finding.place, of(finding), finding.what));
+        }
+        let more = seen.violations.saturating_sub(seen.first.len() as u64);
+        if more > 0 {
+            output::line(&format!("  and {more} more"));
+        }
+        for why in &seen.blind {
+            output::line(&format!("  could not look: {why}"));
+        }
+    }
+    output::line("");
+    output::line(&summary(report, elapsed));
+}
+
+fn summary(report: &Report, elapsed: Duration) -> String {
+    let counts = &report.counts;
+    let decided = counts.admitted + counts.refused + counts.cancels + counts.duplicates + counts.set_aside;
+    format!(
+        "{} partitions: {} commits of {} tenures ({} ineffective), {} frames\n\
+         {decided} records decided: {} admitted ({} settled, {} open), {} refused, {} cancels, {} duplicates, {} set aside; \
+         {} waiting\n{} in {:.1} s, {:.0} commits/s",
+        report.partitions,
+        counts.commits,
+        counts.tenures,
+        counts.ineffective,
+        report.frames,
+        counts.admitted,
+        counts.settled,
+        counts.open,
+        counts.refused,
+        counts.cancels,
+        counts.duplicates,
+        counts.set_aside,
+        report.waiting,
+        verdict(report.findings.verdict()),
+        elapsed.as_secs_f64(),
+        per_second(report, elapsed),
+    )
+}
+
+fn describe(report: &Report, elapsed: Duration) -> Value {
+    let finding = |finding: &Finding| {
+        json!({
+            "topic": finding.place.topic.name(),
+            "partition": finding.place.partition,
+            "offset": finding.place.offset,
+            "organization": finding.request.as_ref().map(|key| key.organization.as_str()),
+            "request_id": finding.request.as_ref().map(|key| key.request.as_str()),
+            "what": finding.what,
+        })
+    };
+    let checks = Check::ALL.map(|check| {
+        let seen = report.findings.of(check);
+        json!({
+            "check": check.name(),
+            "states": check.states(),
+            "verdict": seen.verdict(),
+            "looked_at": seen.looked_at,
+            "counts": check.counts(),
+            "violations": seen.violations,
+            "first": seen.first.iter().map(finding).collect::<Vec<_>>(),
+            "could_not_look": seen.blind,
+        })
+    });
+    json!({
+        "verdict": report.findings.verdict(),
+        "checks": checks,
+        "partitions": report.partitions,
+        "counts": report.counts,
+        "frames": report.frames,
+        "waiting": report.waiting,
+        "seconds": elapsed.as_secs_f64(),
+        "commits_per_second": per_second(report, elapsed).round(),
+    })
+}
+
+fn per_second(report: &Report, elapsed: Duration) -> f64 {
+    report.counts.commits as f64 / elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
+}
+
+const fn verdict(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Holds => "holds",
+        Verdict::Violated => "VIOLATED",
+        Verdict::CouldNotLook => "could not look",
+    }
+}
+
+/// Whose it is, if that is known.
+fn of(finding: &Finding) -> String {
+    finding.request.as_ref().map_or_else(String::new, |key| format!("{key}: "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_times_or_ages() {
+        let now = Timestamp::from_millis(100_000_000);
+        let table = [
+            ("1970-01-01T00:00:01Z", 1_000),
+            ("1970-01-01T02:00:01.5+02:00", 1_500),
+            ("30s", 99_970_000),
+            ("2h", 92_800_000),
+            ("1d", 13_600_000),
+        ];
+        for (text, ms) in table {
+            assert_eq!(text.parse::<Moment>().unwrap().before(now), Timestamp::from_millis(ms), "{text}");
+        }
+        for text in ["", "h", "yesterday", "1w", "-1h", "99999999999999999999d", "é"] {
+            assert!(text.parse::<Moment>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn partitions_are_numbers_or_ranges() {
+        assert_eq!("7".parse::<Partitions>().unwrap(), Partitions(7..=7));
+        assert_eq!("0-3".parse::<Partitions>().unwrap(), Partitions(0..=3));
+        for text in ["", "-", "3-0", "-1", "a", "1-b"] {
+            assert!(text.parse::<Partitions>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! `tollstream audit` on the logs of a gateway that ran, and on the same logs with something false on them.
+
+use std::process::Command;
+
+use serde_json::Value;
+use tollstream::config::Config;
+use tollstream::domain::ids::partition_of;
+use tollstream::domain::{OrganizationId, RequestId, Timestamp};
+use tollstream::records::journal::{
+    Commit, Entry, Fact, InputKind, JournalRecord, OwnershipTaken, RequestContext, RequestSettled,
+};
+use tollstream::records::requests::{Cancel, Request, RequestRecord};
+use tollstream::records::responses::{Frame, FrameBody, ResponseRecord, Terminal};
+use tollstream::records::{Outcome, Topic};
+use tollstream::runtime::clock;
+
+use super::fixture::stack;
+use super::stream::{ORGANIZATION, PARTITIONS, World, chat, question};
+
+/// Of `tollstream audit`: the exit code, and what it prints.
+fn audit(config: &Config, arguments: &[&str]) -> (Option<i32>, Value) {
+    let kafka = &config.kafka;
+    let output = Command::new(env!("CARGO_BIN_EXE_tollstream"))
+        .args(["audit", "--json", "--brokers", &kafka.brokers, "--topic-prefix", &kafka.topic_prefix])
+        .args(["--registry", &config.registry.url])
+        .args(arguments)
+        .output()
+        .expect("tollstream runs");
+    let report = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+    (output.status.code(), report)
+}
+
+fn check<'a>(report: &'a Value, name: &str) -> &'a Value {
+    let checks = report["checks"].as_array().expect("checks");
+    checks.iter().find(|check| check["check"] == name).unwrap_or_else(|| panic!("no {name} in {report}"))
+}
+
+fn holds(world: &World, arguments: &[&str]) -> Value {
+    let (code, report) = audit(&world.config, arguments);
+    assert_eq!((code, &report["verdict"]), (Some(0), &Value::from("holds")), "{arguments:?}: {report:#}");
+    report
+}
+
+fn streamed(request: &str) -> tollstream::records::requests::Chat {
+    chat(
+        request,
+        r#"{"model":"gpt-4o-mini","stream":true,"messages":[{"role":"user","content":"Where is my order?"}]}"#,
+    )
+}
+
+/// One of everything that a request may become.
+async fn run_requests(world: &World, run: &str) {
+    let partition = partition_of(ORGANIZATION, PARTITIONS);
+    let answered: Vec<String> = (0..6).map(|number| format!("{run}-{number}")).collect();
+    for (number, request) in answered.iter().enumerate() {
+        world.ask(partition, if number % 2 == 0 { streamed(request) } else { question(request) }).await;
+    }
+    let unknown = format!("{run}-unknown");
+    world.ask(partition, chat(&unknown, r#"{"model":"no-such","messages":[{"role":"user","content":"x"}]}"#)).await;
+    let cancel = Cancel {
+        request_id: RequestId::parse(&answered[0]).expect("an id"),
+        organization: OrganizationId::parse(ORGANIZATION).expect("an id"),
+        reason: "test".into(),
+    };
+    let mut payload = Vec::new();
+    world.codec.encode(&RequestRecord::from(Request::Cancel(cancel)), &mut payload).expect("encoded");
+    world.produce(partition, &payload).await;
+    world.produce(partition, b"no record").await;
+    let astray = format!("{run}-astray");
+    world.ask((partition + 1) % PARTITIONS as i32, streamed(&astray)).await;
+    for request in answered.iter().chain([&unknown, &astray]) {
+        world.terminal_of(request).await;
+    }
+}
+
+fn request(id: &str) -> RequestContext {
+    RequestContext::of_request(RequestId::parse(id).expect("an id"), clock::now())
+}
+
+/// A settlement of a request that was never admitted, by an owner that comes out of nowhere.
+async fn settle_out_of_nowhere(world: &World, partition: i32) {
+    let put = async |entry: Entry| {
+        let mut payload = Vec::new();
+        world.codec.encode(&JournalRecord::from(entry), &mut payload).expect("encoded");
+        world.produce_to(Topic::Journal, partition, &payload).await
+    };
+    let taken = OwnershipTaken { owner: "nobody".into(), at: clock::now(), version: "0".into() };
+    let tenure = put(Entry::OwnershipTaken(taken)).await;
+    let settled = RequestSettled {
+        outcome: Outcome::Completed,
+        error_code: None,
+        status: 200,
+        attempts: 1,
+        content_frames: 0,
+        cost_pico_usd: None,
+        time_to_first_token_ms: None,
+        duration_ms: 1,
+    };
+    put(Entry::Commit(Commit {
+        tenure,
+        sequence: 0,
+        input: InputKind::Provider,
+        source_offset: None,
+        at: clock::now(),
+        control_offset: 0,
+        organization: Some(OrganizationId::parse(ORGANIZATION).expect("an id")),
+        request: Some(request("nowhere")),
+        facts: vec![Fact::RequestSettled(settled)],
+    }))
+    .await;
+}
+
+/// A terminal that nobody decided.
+async fn answer_out_of_nowhere(world: &World) -> i64 {
+    let terminal = Terminal::of(Outcome::Completed);
+    let frame = Frame {
+        organization: OrganizationId::parse(ORGANIZATION).expect("an id"),
+        request_id: RequestId::parse("promised").expect("an id"),
+        nonce: None,
+        tenure: 0,
+        attempt: 1,
+        sequence: 0,
+        at: clock::now(),
+        body: FrameBody::Terminal(Box::new(terminal)),
+    };
+    let mut payload = Vec::new();
+    world.codec.encode(&ResponseRecord::from(frame), &mut payload).expect("encoded");
+    world.produce_to(Topic::Responses, 0, &payload).await
+}
+
+#[tokio::test]
+async fn real_logs_hold_and_what_is_false_on_them_is_found() {
+    let mut world = World::start("audit").await;
+    run_requests(&world, "first").await;
+    // While the gateway runs.
+    let report = holds(&world, &["--no-faults"]);
+    for check in report["checks"].as_array().expect("checks") {
+        assert!(check["looked_at"].as_u64() > Some(0) || check["check"] == "I10", "{check}");
+    }
+    assert_eq!((report["counts"]["admitted"].as_u64(), report["counts"]["refused"].as_u64()), (Some(7), Some(1)));
+    assert_eq!((report["counts"]["set_aside"].as_u64(), report["waiting"].as_u64()), (Some(2), Some(0)));
+    world.stop().await;
+    let restarted: Timestamp = clock::now();
+    world.restart().await;
+    run_requests(&world, "second").await;
+    world.stop().await;
+    let report = holds(&world, &[]);
+    assert_eq!(report["counts"]["admitted"], 14);
+    // The consumer group has committed once it was left.
+    assert!(check(&report, "I10")["looked_at"].as_u64() > Some(0), "{report:#}");
+    assert_eq!(holds(&world, &["--from", &restarted.to_string()])["counts"]["admitted"], 7);
+    assert_eq!(holds(&world, &["--to", &restarted.to_string()])["counts"]["admitted"], 7);
+
+    // What cannot be understood stops its partition only.
+    let partition = partition_of(ORGANIZATION, PARTITIONS);
+    let other = ((partition + 2) % PARTITIONS as i32).to_string();
+    world.produce_to(Topic::Journal, (partition + 2) % PARTITIONS as i32, b"not a fact").await;
+    let (code, report) = audit(&world.config, &[]);
+    assert_eq!((code, &report["verdict"]), (Some(2), &Value::from("could_not_look")), "{report:#}");
+    assert_eq!(report["counts"]["admitted"], 14);
+    assert!(check(&report, "I1")["could_not_look"][0].as_str().is_some_and(|why| why.contains(&other)), "{report:#}");
+    let others: Vec<String> =
+        (0..PARTITIONS).map(|number| number.to_string()).filter(|number| *number != other).collect();
+    holds(&world, &["--partition", &others.join(",")]);
+
+    settle_out_of_nowhere(&world, partition).await;
+    let offset = answer_out_of_nowhere(&world).await;
+    let (code, report) = audit(&world.config, &[]);
+    assert_eq!((code, &report["verdict"]), (Some(1), &Value::from("violated")), "{report:#}");
+    let first = |name: &str| check(&report, name)["first"][0].clone();
+    assert_eq!((first("I1")["request_id"].as_str(), first("I1")["topic"].as_str()), (Some("nowhere"), Some("journal")));
+    assert_eq!((first("I2")["request_id"].as_str(), first("I2")["offset"].as_i64()), (Some("promised"), Some(offset)));
+}
+
+#[tokio::test]
+async fn an_audit_that_cannot_look_says_so() {
+    let config = stack().isolated("blind").await;
+    let unable = |config: &Config, arguments: &[&str], why: &str| {
+        let (code, report) = audit(config, arguments);
+        assert_eq!((code, &report["verdict"]), (Some(2), &Value::from("could_not_look")), "{report}");
+        assert!(report["error"].as_str().is_some_and(|error| error.contains(why)), "{report}");
+    };
+    unable(&config, &["--partition", "4-9"], "none of those");
+    let mut away = config.clone();
+    away.kafka.brokers = "127.0.0.1:1".into();
+    unable(&away, &[], "127.0.0.1:1");
+    let mut elsewhere = config.clone();
+    elsewhere.kafka.topic_prefix = "nobody.".into();
+    unable(&elsewhere, &[], "there is no topic nobody.requests");
+}
