@@ -1,7 +1,7 @@
 //! The configuration: one typed tree, unknown keys refused at every depth, checked whole before anything starts.
 //!
-//! A TOML file (`--config`), then the command line's flags. The environment is read in [`environment`] and nowhere else:
-//! for secrets, which stand in files as references (`env:NAME`).
+//! A TOML file (`--config`), then the command line's flags. The environment is read in `config/environment.rs` and nowhere
+//! else: for secrets, which stand in files as references (`env:NAME`).
 
 mod connections;
 mod environment;

@@ -197,6 +197,7 @@ pub(super) fn resolve(config: &mut Config, environment: &Environment) -> Result<
         ("registry.password", &mut config.registry.password),
         ("registry.token", &mut config.registry.token),
         ("clickhouse.password", &mut config.clickhouse.password),
+        ("processor.fingerprint_key", &mut config.processor.fingerprint_key),
     ];
     for (key, secret) in secrets {
         if let Some(secret) = secret {
@@ -386,10 +387,12 @@ mod tests {
 
     #[test]
     fn a_secret_is_a_reference_in_the_file_and_a_value_afterwards() {
-        let text = "[clickhouse]\npassword = 'env:PASSWORD'\n[kafka.properties]\n'ssl.key.password' = 'env:PASSWORD'";
+        let text = "[clickhouse]\npassword = 'env:PASSWORD'\n[kafka.properties]\n'ssl.key.password' = 'env:PASSWORD'\n\
+                    [processor]\nfingerprint_key = 'env:PASSWORD'";
         let mut config: Config = toml::from_str(text).unwrap();
         resolve(&mut config, &environment()).unwrap();
         assert_eq!(config.clickhouse.password.as_ref().map(Secret::expose), Some("hunter2"));
+        assert_eq!(config.processor.fingerprint_key.as_ref().map(Secret::expose), Some("hunter2"));
         assert_eq!(config.kafka.properties.0["ssl.key.password"], "hunter2");
         let shown = format!("{config:?}{}", toml::to_string(&config).unwrap());
         assert!(!shown.contains("hunter2"), "{shown}");
