@@ -436,6 +436,29 @@ fn what_the_provider_did_not_report_is_estimated_and_marked() {
 }
 
 #[test]
+fn a_call_that_was_never_made_costs_nothing() {
+    for end in [AttemptEnd::Cancelled, failed(FailureClass::Deadline)] {
+        let mut driver = Driver::new();
+        driver.ask(&hello("two"));
+        let (facts, _) = driver.decide(&Input::AttemptEnded(AttemptReport {
+            key: key(),
+            attempt: 1,
+            called: false,
+            end,
+            summary: Summary { finish_reason: Some("x".repeat(1_000)), ..Summary::default() },
+            content_frames: 0,
+            simulated: false,
+            time_to_first_token_ms: None,
+            duration_ms: 0,
+            body: None,
+        }));
+        let Fact::AttemptEnded(posting) = &facts[0] else { panic!("{facts:?}") };
+        assert_eq!((posting.usage_source, posting.cost_pico_usd), (UsageSource::None, Some(PicoUsd::ZERO)));
+        assert_eq!(posting.finish_reason.as_ref().map(String::len), Some(64), "a finish reason is a word");
+    }
+}
+
+#[test]
 fn a_cancel_aborts_the_call_and_what_was_used_is_settled() {
     let mut driver = Driver::new();
     driver.ask(&hello("two"));
