@@ -12,6 +12,8 @@ pub mod node;
 pub mod processor;
 pub mod projection;
 pub mod provider;
+#[cfg(test)]
+mod random;
 pub mod records;
 pub mod runtime;
 pub mod simulate;

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value as Json, json};
 
+use crate::random::Random;
 use crate::records::control::ControlRecord;
 use crate::records::dead_letters::DeadLetter;
 use crate::records::journal::JournalRecord;
@@ -24,17 +25,7 @@ use crate::topology::{Files, compatibility, schemas};
 /// Data generated for each writer's schema.
 const DATA: u64 = 40;
 
-/// A small generator (xorshift), so that a failure can be repeated.
-struct Random(u64);
-
 impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % bound
-    }
-
     fn text(&mut self) -> String {
         let letters: Vec<char> = "abcdefghijklmnopqrstuvwxyz0123456789_-.:/@+~".chars().collect();
         (0..=self.below(11)).map(|_| letters[self.below(letters.len() as u64) as usize]).collect()

@@ -12,6 +12,7 @@ use super::*;
 use crate::control::Tables;
 use crate::domain::PicoUsd;
 use crate::provider::{FailureClass, Summary};
+use crate::random::Random;
 use crate::records::journal::{Entry, OwnershipTaken, Tenancy};
 
 /// Histories that the test plays.
@@ -20,17 +21,7 @@ const HISTORIES: u64 = 10_000;
 const STEPS: u64 = 60;
 const HOUR_MS: i64 = 3_600_000;
 
-/// A small generator (xorshift), so that a history can be played again by its seed.
-struct Random(u64);
-
 impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % bound
-    }
-
     fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
