@@ -100,6 +100,8 @@ pub struct Processor {
     pub offset_commit_ms: u64,
     /// How often the partitions' clocks tick.
     pub tick_ms: u64,
+    /// Entries of a partition's journal after which a checkpoint is kept: about as many does a takeover read.
+    pub checkpoint_commits: u64,
     /// Key of the fingerprints of bodies; the same in all processes. Without one, who reads the journal can test guesses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fingerprint_key: Option<Secret>,
@@ -195,6 +197,7 @@ impl Default for Processor {
             dead_letter_bytes_max: 64 << 10,
             offset_commit_ms: 1_000,
             tick_ms: 100,
+            checkpoint_commits: 100_000,
             fingerprint_key: None,
         }
     }
@@ -245,7 +248,8 @@ impl Config {
 
     /// Checks what types cannot say.
     pub fn validate(&self) -> Result<(), Error> {
-        let positive: [(&'static str, u64); 12] = [
+        let positive: [(&'static str, u64); 13] = [
+            ("processor.checkpoint_commits", self.processor.checkpoint_commits),
             ("projection.in_flight_max", self.projection.in_flight_max as u64),
             ("sink.retry_max_ms", self.sink.retry_max_ms),
             ("kafka.message_timeout_ms", self.kafka.message_timeout_ms),

@@ -18,6 +18,7 @@ use crate::records::dead_letters::DeadLetter;
 use crate::records::journal::JournalRecord;
 use crate::records::requests::RequestRecord;
 use crate::records::responses::ResponseRecord;
+use crate::records::state::StateRecord;
 use crate::records::usage::UsageRecord;
 use crate::records::{Record, Topic};
 use crate::topology::{Files, compatibility, schemas};
@@ -68,6 +69,7 @@ fn prove(topic: Topic, writer: &str, what: &str) {
         Topic::Requests => prove_as::<RequestRecord>(writer, what),
         Topic::Journal => prove_as::<JournalRecord>(writer, what),
         Topic::Responses => prove_as::<ResponseRecord>(writer, what),
+        Topic::State => prove_as::<StateRecord>(writer, what),
         Topic::Control => prove_as::<ControlRecord>(writer, what),
         Topic::Usage => prove_as::<UsageRecord>(writer, what),
         Topic::DeadLetters => prove_as::<DeadLetter>(writer, what),

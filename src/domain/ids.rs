@@ -133,7 +133,7 @@ id!(
 );
 
 /// A request across organizations.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RequestKey {
     pub organization: OrganizationId,
     pub request: RequestId,

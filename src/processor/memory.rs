@@ -5,8 +5,10 @@
 //! remembers exactly what the live state does.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::domain::{PicoUsd, RequestKey, Timestamp, TokenUsage};
@@ -34,12 +36,12 @@ pub struct Before {
 impl Before {
     /// Whether the body of that request is known to have been another one.
     pub fn differs_from(&self, fingerprint: Option<&str>) -> bool {
-        matches!((self.fingerprint, fingerprint), (Some(before), Some(now)) if before != digest(&[now]))
+        matches!((self.fingerprint, fingerprint), (Some(before), Some(now)) if before != Digest::of(&[now]))
     }
 }
 
 /// The terminal of a settled request, without content.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ended {
     pub key: RequestKey,
     pub at: Timestamp,
@@ -55,35 +57,100 @@ pub struct Ended {
     pub finish_reason: Option<String>,
 }
 
-/// 128 bits of SHA-256: what stands for an id, at a fixed small size.
-type Digest = [u8; 16];
+/// 128 bits of SHA-256: what stands for an id, at a fixed small size. As text: 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+struct Digest([u8; 16]);
 
-fn digest(parts: &[&str]) -> Digest {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part.as_bytes());
+impl Digest {
+    fn of(parts: &[&str]) -> Self {
+        let mut hash = Sha256::new();
+        for part in parts {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part.as_bytes());
+        }
+        let mut short = [0; 16];
+        short.copy_from_slice(&hash.finalize()[..16]);
+        Self(short)
     }
-    let mut short = Digest::default();
-    short.copy_from_slice(&hash.finalize()[..16]);
-    short
+
+    fn of_key(key: &RequestKey) -> Self {
+        Self::of(&[key.organization.as_str(), key.request.as_str()])
+    }
 }
 
-fn digest_of(key: &RequestKey) -> Digest {
-    digest(&[key.organization.as_str(), key.request.as_str()])
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        hex::encode(digest.0)
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = hex::FromHexError;
+
+    fn try_from(text: String) -> Result<Self, hex::FromHexError> {
+        let mut short = [0; 16];
+        hex::decode_to_slice(text, &mut short)?;
+        Ok(Self(short))
+    }
+}
+
+/// A settled request, as long as it is remembered. In a checkpoint it is a row: time, id, partition, since, fingerprint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Row", into = "Row")]
+pub struct Settled {
+    at: Timestamp,
+    id: Digest,
+    before: Before,
+}
+
+type Row = (Timestamp, Digest, i32, Timestamp, Option<Digest>);
+
+impl From<Settled> for Row {
+    fn from(Settled { at, id, before }: Settled) -> Self {
+        (at, id, before.reply_partition, before.received_at, before.fingerprint)
+    }
+}
+
+impl From<Row> for Settled {
+    fn from((at, id, reply_partition, received_at, fingerprint): Row) -> Self {
+        Self { at, id, before: Before { reply_partition, received_at, fingerprint } }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Memory {
-    before: HashMap<Digest, (Timestamp, Before)>,
     /// By the time of their settlement.
-    order: VecDeque<(Timestamp, Digest)>,
+    settled: VecDeque<Settled>,
+    /// Number of the first of them, counted from the beginning of the journal.
+    first: u64,
+    /// The number of the latest settlement of an id.
+    numbers: HashMap<Digest, u64>,
     ended: VecDeque<Ended>,
 }
 
 impl Memory {
+    /// Takes up what a checkpoint holds.
+    pub fn restore(first: u64, settled: VecDeque<Settled>, ended: VecDeque<Ended>) -> Self {
+        let numbers = (first..).zip(&settled).map(|(number, settled)| (settled.id, number)).collect();
+        Self { settled, first, numbers, ended }
+    }
+
     pub fn before(&self, key: &RequestKey) -> Option<&Before> {
-        self.before.get(&digest_of(key)).map(|(_, before)| before)
+        let number = self.numbers.get(&Digest::of_key(key))?;
+        let index = usize::try_from(number - self.first).ok()?;
+        self.settled.get(index).map(|settled| &settled.before)
+    }
+
+    /// The settled requests that are remembered, in the order of their settlements, and the number of the first.
+    pub fn settlements(&self) -> (u64, impl Iterator<Item = &Settled>) {
+        (self.first, self.settled.iter())
     }
 
     /// The terminals that a new owner publishes again, in the order of their settlements.
@@ -93,26 +160,27 @@ impl Memory {
 
     /// Remembers a settled request.
     pub fn settled(&mut self, ended: Ended, received_at: Timestamp, fingerprint: Option<&str>) {
-        let digest = digest_of(&ended.key);
-        let before = Before {
-            reply_partition: ended.reply_partition,
-            received_at,
-            fingerprint: fingerprint.map(|text| self::digest(&[text])),
-        };
-        self.before.insert(digest, (ended.at, before));
-        self.order.push_back((ended.at, digest));
+        let id = Digest::of_key(&ended.key);
+        let fingerprint = fingerprint.map(|text| Digest::of(&[text]));
+        let before = Before { reply_partition: ended.reply_partition, received_at, fingerprint };
+        self.numbers.insert(id, self.first + self.settled.len() as u64);
+        self.settled.push_back(Settled { at: ended.at, id, before });
         self.ended.push_back(ended);
     }
 
     /// Forgets what is older than the windows at `clock`, or too much.
     pub fn forget(&mut self, clock: Timestamp) {
         let is_over = |at: Timestamp, window: Duration| at.plus(window) < clock;
-        while self.order.front().is_some_and(|(at, _)| self.order.len() > REPEATS_MAX || is_over(*at, REPEAT_WINDOW)) {
-            let Some((at, digest)) = self.order.pop_front() else { return };
-            // It may have been settled again since.
-            if self.before.get(&digest).is_some_and(|(latest, _)| *latest == at) {
-                self.before.remove(&digest);
+        while let Some(oldest) = self.settled.front() {
+            if self.settled.len() <= REPEATS_MAX && !is_over(oldest.at, REPEAT_WINDOW) {
+                break;
             }
+            // It may have been settled again since.
+            if self.numbers.get(&oldest.id) == Some(&self.first) {
+                self.numbers.remove(&oldest.id);
+            }
+            self.settled.pop_front();
+            self.first += 1;
         }
         while self.ended.front().is_some_and(|e| self.ended.len() > TERMINALS_MAX || is_over(e.at, TERMINAL_WINDOW)) {
             self.ended.pop_front();
@@ -159,7 +227,7 @@ mod tests {
         assert!(memory.before(&a.key).is_some());
         assert_eq!(memory.ended().count(), 0, "its terminal is older than the shorter window");
         memory.forget(Timestamp::from_millis(window + 1));
-        assert_eq!(memory, Memory::default());
+        assert_eq!(memory, Memory::restore(1, VecDeque::new(), VecDeque::new()));
     }
 
     #[test]
@@ -190,7 +258,7 @@ mod tests {
             memory.forget(Timestamp::from_millis(0));
         }
         assert_eq!(
-            (memory.before.len(), memory.order.len(), memory.ended.len()),
+            (memory.numbers.len(), memory.settled.len(), memory.ended.len()),
             (REPEATS_MAX, REPEATS_MAX, TERMINALS_MAX)
         );
         assert!(memory.before(&ended("a", "r9", 0).key).is_none());

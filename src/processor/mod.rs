@@ -4,6 +4,7 @@
 //! facts as one commit and runs the commands once the commit is acknowledged. The same functions run live, in the tests'
 //! driver and in replay. Recovery only folds; it never decides again.
 
+pub mod checkpoint;
 pub mod content;
 pub mod inference;
 pub mod memory;

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::domain::{OrganizationId, PicoUsd, RequestId, RequestKey, Timestamp};
 use crate::records::journal::{
     AttemptEnded, AttemptStarted, Commit, Entry, Fact, InputKind, RequestAdmitted, RequestContext, RequestRouted,
@@ -43,7 +45,7 @@ pub struct Orphan {
 }
 
 /// A request that was admitted and is not settled.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OpenRequest {
     pub context: RequestContext,
     /// Where its body stands in `requests`.
@@ -62,13 +64,26 @@ pub struct OpenRequest {
     pub progress: Progress,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Progress {
     pub content_frames: u32,
     pub text_bytes: u64,
 }
 
 impl State {
+    /// The state of a checkpoint.
+    pub fn restore(
+        clock: Timestamp,
+        last_source_offset: Option<i64>,
+        control_offset: Option<i64>,
+        memory: Memory,
+        open: impl IntoIterator<Item = (RequestKey, OpenRequest)>,
+    ) -> Self {
+        let mut state = Self { clock, last_source_offset, control_offset, memory, ..Self::default() };
+        open.into_iter().for_each(|(key, open)| state.insert(key, open));
+        state
+    }
+
     pub fn open(&self, key: &RequestKey) -> Option<&OpenRequest> {
         self.open.get(key)
     }

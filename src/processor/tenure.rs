@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use super::checkpoint::Cut;
 use super::{Capacity, Command, Context, Input, State, commit, decide, evolve};
 use crate::control::Tables;
 use crate::domain::Timestamp;
@@ -94,6 +95,25 @@ impl Tenure {
         let pending = self.pending.pop_front().filter(|_| found == expected).ok_or(Gap { expected, found })?;
         self.next_offset += 1;
         Ok(pending)
+    }
+
+    /// The state up to the latest decision; `None` while money of former owners waits to be posted. It may be kept once
+    /// that decision is [acknowledged](Self::has_acknowledged).
+    pub fn cut(&self) -> Option<Cut> {
+        let journal_offset = self.id + self.next_sequence;
+        let cut =
+            || Cut { tenure: self.id, journal_offset, next_sequence: self.next_sequence, state: self.state.clone() };
+        self.state.orphans().next().is_none().then(cut)
+    }
+
+    /// Whether everything up to this offset of the journal is acknowledged.
+    pub const fn has_acknowledged(&self, journal_offset: i64) -> bool {
+        journal_offset < self.next_offset
+    }
+
+    /// Offset of the journal up to which everything is acknowledged.
+    pub const fn end(&self) -> i64 {
+        self.next_offset
     }
 
     /// No commit waits for its acknowledgement.

@@ -8,6 +8,7 @@ pub mod dead_letters;
 pub mod journal;
 pub mod requests;
 pub mod responses;
+pub mod state;
 pub mod usage;
 
 use serde::{Deserialize, Serialize};
@@ -18,14 +19,15 @@ pub enum Topic {
     Requests,
     Journal,
     Responses,
+    State,
     Control,
     Usage,
     DeadLetters,
 }
 
 impl Topic {
-    pub const ALL: [Self; 6] =
-        [Self::Requests, Self::Journal, Self::Responses, Self::Control, Self::Usage, Self::DeadLetters];
+    pub const ALL: [Self; 7] =
+        [Self::Requests, Self::Journal, Self::Responses, Self::State, Self::Control, Self::Usage, Self::DeadLetters];
 
     /// The name without the configured prefix.
     pub const fn name(self) -> &'static str {
@@ -33,6 +35,7 @@ impl Topic {
             Self::Requests => "requests",
             Self::Journal => "journal",
             Self::Responses => "responses",
+            Self::State => "state",
             Self::Control => "control",
             Self::Usage => "usage",
             Self::DeadLetters => "dead-letters",
@@ -45,6 +48,7 @@ impl Topic {
             Self::Requests => include_str!("../../schemas/avro/requests.avsc"),
             Self::Journal => include_str!("../../schemas/avro/journal.avsc"),
             Self::Responses => include_str!("../../schemas/avro/responses.avsc"),
+            Self::State => include_str!("../../schemas/avro/state.avsc"),
             Self::Control => include_str!("../../schemas/avro/control.avsc"),
             Self::Usage => include_str!("../../schemas/avro/usage.avsc"),
             Self::DeadLetters => include_str!("../../schemas/avro/dead-letters.avsc"),

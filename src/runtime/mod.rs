@@ -1,6 +1,7 @@
 //! The Kafka shell: it performs what the processors decided, and decides nothing.
 
 pub mod calls;
+pub mod checkpoints;
 pub mod clock;
 pub mod control;
 pub mod control_log;

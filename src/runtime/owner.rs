@@ -10,6 +10,7 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::calls::Report;
+use super::checkpoints::{self, Keeper, Slots};
 use super::clock;
 use super::publisher::{self, Outgoing};
 use super::restore::Takeover;
@@ -116,6 +117,7 @@ pub struct Owner {
     pub draining: bool,
     /// A record on which the decision could not be written, and why.
     undecidable: Option<(i64, String)>,
+    checkpoints: Keeper,
     payload: Vec<u8>,
 }
 
@@ -143,6 +145,7 @@ impl Owner {
             committed: None,
             draining: false,
             undecidable,
+            checkpoints: Keeper::new(takeover.begin, takeover.stale),
             payload: Vec::new(),
         };
         let (tenure, state) = (owner.tenure.id(), owner.tenure.state());
@@ -213,7 +216,26 @@ impl Owner {
         for command in pending.commands {
             self.run(shell, command)?;
         }
+        self.keep_checkpoint(shell);
         self.retry(shell)
+    }
+
+    /// A checkpoint is kept, or could not be.
+    pub fn kept(&mut self, shell: &Shell, slots: Slots, outcome: Result<i64, checkpoints::Error>) {
+        match self.checkpoints.kept(slots, outcome) {
+            Ok(()) => {
+                shell.metrics.checkpoints.inc();
+            }
+            Err(error) => {
+                tracing::warn!(kafka.partition = self.partition, %error, "a checkpoint could not be kept; trying again");
+            }
+        }
+    }
+
+    fn keep_checkpoint(&mut self, shell: &mut Shell) {
+        if let Some((cut, slots)) = self.checkpoints.take(&self.tenure) {
+            shell.keep_checkpoint(self.partition, self.epoch, cut, slots);
+        }
     }
 
     /// A dead letter or a forwarded record is acknowledged: the record that waited for it is skipped.
@@ -263,6 +285,8 @@ impl Owner {
             self.calls.remove(&key);
             self.decide(shell, &Input::Overdue(key), now, None)?;
         }
+        self.checkpoints.tick(&self.tenure, shell.checkpoint_distance);
+        self.keep_checkpoint(shell);
         self.retry(shell)
     }
 

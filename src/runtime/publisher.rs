@@ -243,7 +243,13 @@ impl Publisher {
     /// # Errors
     /// [`Error::Full`] when the bound on waiting records is reached; then nothing comes back.
     pub fn send(&self, record: Outgoing<'_>, deliveries: &Arc<Deliveries>, tag: u64) -> Result<(), Error> {
-        self.produce(record, Ticket { deliveries: deliveries.clone(), tag, failures_only: false })
+        self.produce(record, Some(record.payload), Ticket { deliveries: deliveries.clone(), tag, failures_only: false })
+    }
+
+    /// Sends a record without a value: on a compacted topic, the end of what has this key. Otherwise as
+    /// [`send`](Self::send).
+    pub fn send_tombstone(&self, record: Outgoing<'_>, deliveries: &Arc<Deliveries>, tag: u64) -> Result<(), Error> {
+        self.produce(record, None, Ticket { deliveries: deliveries.clone(), tag, failures_only: false })
     }
 
     /// As [`send`](Self::send), but `tag` comes back only if the record was not acknowledged.
@@ -253,15 +259,13 @@ impl Publisher {
         deliveries: &Arc<Deliveries>,
         tag: u64,
     ) -> Result<(), Error> {
-        self.produce(record, Ticket { deliveries: deliveries.clone(), tag, failures_only: true })
+        self.produce(record, Some(record.payload), Ticket { deliveries: deliveries.clone(), tag, failures_only: true })
     }
 
-    fn produce(&self, record: Outgoing<'_>, ticket: Ticket) -> Result<(), Error> {
-        let ticket = Box::new(ticket);
-        let outgoing = BaseRecord::with_opaque_to(record.topic, ticket)
-            .partition(record.partition)
-            .key(record.key)
-            .payload(record.payload);
+    fn produce(&self, record: Outgoing<'_>, payload: Option<&[u8]>, ticket: Ticket) -> Result<(), Error> {
+        let mut outgoing =
+            BaseRecord::with_opaque_to(record.topic, Box::new(ticket)).partition(record.partition).key(record.key);
+        outgoing.payload = payload;
         let reports = self.producer.context();
         reports.sent();
         self.producer.send(outgoing).map_err(|(error, _)| {

@@ -1,7 +1,8 @@
-//! The beginning of a tenure: read the partition's journal to its end, append `OwnershipTaken`, fold through it, and read
-//! the bodies of the open requests again.
+//! The beginning of a tenure: read the partition's journal, from the latest checkpoint or its beginning, to its end, append
+//! `OwnershipTaken`, fold through it, and read the bodies of the open requests again.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,12 +14,12 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::de::DeserializeOwned;
 
 use super::publisher::{Deliveries, Outgoing, Publisher};
-use super::{clock, kafka};
+use super::{checkpoints, clock, kafka};
 use crate::codec::{self, Codec};
 use crate::config;
 use crate::domain::RequestKey;
 use crate::processor::tenure::Tenure;
-use crate::processor::{State, fold, key_of};
+use crate::processor::{State, checkpoint, fold, key_of};
 use crate::records::journal::{Entry, JournalRecord, OwnershipTaken, Tenancy};
 use crate::records::requests::{Request, RequestRecord};
 use crate::records::{EnvelopeError, Record, Topic};
@@ -58,6 +59,10 @@ pub struct Takeover {
     pub tenure: Tenure,
     /// Of the open requests, as far as `requests` still has them.
     pub bodies: HashMap<RequestKey, Bytes>,
+    /// Offset of the journal at which the fold began.
+    pub begin: i64,
+    /// Keys of earlier tenures' checkpoints.
+    pub stale: Vec<String>,
 }
 
 /// What a restore works with.
@@ -76,18 +81,62 @@ impl Restore {
     pub fn take_over(&self, partition: i32, handle: &tokio::runtime::Handle) -> Result<Takeover, Error> {
         let failed = |source| Error::Kafka { partition, source };
         let topic = kafka::topic_name(&self.kafka, Topic::Journal);
-        let consumer: BaseConsumer = kafka::cold_consumer(&self.kafka, "restore").create().map_err(failed)?;
+        let mut client = kafka::cold_consumer(&self.kafka, "restore");
+        // What is read is there already; and on a compacted topic only the broker can say where the end is.
+        client.set("fetch.min.bytes", "1").set("enable.partition.eof", "true");
+        let consumer: BaseConsumer = client.create().map_err(failed)?;
+        let checkpoints = kafka::topic_name(&self.kafka, Topic::State);
+        let found = checkpoints::read(&consumer, &checkpoints, partition, |payload| self.decode(payload, handle));
+        let found = found.map_err(failed)?;
         let (low, end) = consumer.fetch_watermarks(&topic, partition, CALL_TIMEOUT).map_err(failed)?;
-        let mut assignment = TopicPartitionList::new();
-        assignment.add_partition_offset(&topic, partition, Offset::Offset(low)).map_err(failed)?;
-        consumer.assign(&assignment).map_err(failed)?;
-        let mut folded = Fold { partition, next: low, tenancy: Tenancy::VACANT, state: State::default() };
+        let mut folded = match self.behind_checkpoint(&consumer, &found, partition, low..end, handle)? {
+            Some(folded) => folded,
+            None => {
+                assign(&consumer, &topic, partition, low).map_err(failed)?;
+                Fold { partition, next: low, tenancy: Tenancy::VACANT, state: State::default() }
+            }
+        };
+        let begin = folded.next;
         self.fold_until(&consumer, &mut folded, end, handle)?;
         let id = self.append_ownership(&topic, partition, handle)?;
         self.fold_until(&consumer, &mut folded, id + 1, handle)?;
         drop(consumer);
         let bodies = self.bodies(partition, &folded.state, handle)?;
-        Ok(Takeover { partition, tenure: Tenure::begin(id, folded.state), bodies })
+        Ok(Takeover { partition, tenure: Tenure::begin(id, folded.state), bodies, begin, stale: found.keys })
+    }
+
+    /// The fold of the latest checkpoint that is whole, of this version and of this journal; the consumer then goes on
+    /// behind it.
+    fn behind_checkpoint(
+        &self,
+        consumer: &BaseConsumer,
+        found: &checkpoints::Found,
+        partition: i32,
+        journal: Range<i64>,
+        handle: &tokio::runtime::Handle,
+    ) -> Result<Option<Fold>, Error> {
+        let topic = kafka::topic_name(&self.kafka, Topic::Journal);
+        for (marker, parts) in found.candidates() {
+            let offset = marker.journal_offset;
+            let restored = checkpoint::restore(marker, parts).and_then(|state| match journal.contains(&offset) {
+                true => Ok(state),
+                false => Err(checkpoint::Error::NotOfThisJournal { offset }),
+            });
+            let restored = match restored {
+                Ok(state) => {
+                    assign(consumer, &topic, partition, offset).map_err(|source| Error::Kafka { partition, source })?;
+                    let (at, entry) = self.next_entry(consumer, partition, offset, journal.end, handle)?;
+                    checkpoint::tenancy(marker, Some(&entry).filter(|_| at == offset)).map(|tenancy| (tenancy, state))
+                }
+                Err(error) => Err(error),
+            };
+            match restored {
+                Ok((tenancy, state)) => return Ok(Some(Fold { partition, next: offset + 1, tenancy, state })),
+                // The one that was being written when its owner ended is never whole.
+                Err(error) => tracing::info!(kafka.partition = partition, offset, %error, "a checkpoint is left aside"),
+            }
+        }
+        Ok(None)
     }
 
     /// Reads the bodies of the open requests again, by their offsets. One that cannot be read is left out.
@@ -112,9 +161,7 @@ impl Restore {
         let mut next = None;
         for (offset, key) in wanted.into_iter().filter(|(offset, _)| *offset >= low) {
             if next.is_none_or(|next| offset - next > READ_OVER_MAX) {
-                let mut assignment = TopicPartitionList::new();
-                assignment.add_partition_offset(&topic, partition, Offset::Offset(offset)).map_err(failed)?;
-                consumer.assign(&assignment).map_err(failed)?;
+                assign(&consumer, &topic, partition, offset).map_err(failed)?;
             }
             next = Some(offset + 1);
             if let Some(body) = self.body(&consumer, partition, offset, key, handle)? {
@@ -164,25 +211,38 @@ impl Restore {
         end: i64,
         handle: &tokio::runtime::Handle,
     ) -> Result<(), Error> {
-        let mut progress = Instant::now();
         while fold.next < end {
-            match consumer.poll(Duration::from_millis(100)) {
-                Some(Ok(message)) => {
-                    progress = Instant::now();
-                    let entry = self.entry(message.payload().unwrap_or_default(), handle);
-                    let unreadable =
-                        |detail| Error::Unreadable { partition: fold.partition, offset: message.offset(), detail };
-                    fold.take(message.offset(), &entry.map_err(unreadable)?);
-                }
-                Some(Err(KafkaError::PartitionEOF(_))) => {}
-                Some(Err(source)) => return Err(Error::Kafka { partition: fold.partition, source }),
-                None if progress.elapsed() > STALL => {
-                    return Err(Error::Stalled { partition: fold.partition, offset: fold.next, end });
-                }
-                None => {}
-            }
+            let (offset, entry) = self.next_entry(consumer, fold.partition, fold.next, end, handle)?;
+            fold.take(offset, &entry);
         }
         Ok(())
+    }
+
+    /// The next entry that the consumer comes to; there is one, at `next` or before `end`.
+    fn next_entry(
+        &self,
+        consumer: &BaseConsumer,
+        partition: i32,
+        next: i64,
+        end: i64,
+        handle: &tokio::runtime::Handle,
+    ) -> Result<(i64, Entry), Error> {
+        let begun = Instant::now();
+        loop {
+            match consumer.poll(Duration::from_millis(100)) {
+                Some(Ok(message)) => {
+                    let offset = message.offset();
+                    let entry = self.entry(message.payload().unwrap_or_default(), handle);
+                    let entry = entry.map_err(|detail| Error::Unreadable { partition, offset, detail })?;
+                    return Ok((offset, entry));
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) | None => {}
+                Some(Err(source)) => return Err(Error::Kafka { partition, source }),
+            }
+            if begun.elapsed() > STALL {
+                return Err(Error::Stalled { partition, offset: next, end });
+            }
+        }
     }
 
     fn entry(&self, payload: &[u8], handle: &tokio::runtime::Handle) -> Result<Entry, String> {
@@ -228,6 +288,12 @@ impl Restore {
             None => Err(Error::Kafka { partition, source: KafkaError::Canceled }),
         }
     }
+}
+
+fn assign(consumer: &BaseConsumer, topic: &str, partition: i32, offset: i64) -> Result<(), KafkaError> {
+    let mut assignment = TopicPartitionList::new();
+    assignment.add_partition_offset(topic, partition, Offset::Offset(offset))?;
+    consumer.assign(&assignment)
 }
 
 struct Fold {

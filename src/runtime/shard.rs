@@ -19,6 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::calls::{Calls, Report};
+use super::checkpoints;
 use super::control::Control;
 use super::fingerprint::Fingerprints;
 use super::kafka;
@@ -26,7 +27,7 @@ use super::member::{self, Change, Member, Position, Received};
 use super::owner::{Lost, Owner, Record};
 use super::publisher::{Deliveries, Delivery, Publisher};
 use super::restore::{self, Restore, Takeover};
-use super::shell::{Learned, Load, ProcessorMetrics, Shell, Tag, Topics};
+use super::shell::{Kept, Learned, Load, ProcessorMetrics, Shell, Tag, Topics};
 use crate::codec::Codec;
 use crate::config::{self, millis};
 use crate::domain::ids::partition_of;
@@ -75,6 +76,7 @@ struct Round<'a> {
     reports: Vec<Report>,
     restored: Vec<Restored>,
     learned: Vec<Learned>,
+    kept: Vec<Kept>,
     records: Vec<BorrowedMessage<'a>>,
     errors: Vec<KafkaError>,
     change: Option<Change>,
@@ -85,6 +87,7 @@ struct Round<'a> {
 struct Channels {
     reports: mpsc::Receiver<Report>,
     learned: mpsc::Receiver<Learned>,
+    kept: mpsc::Receiver<Kept>,
     restored: mpsc::Receiver<Restored>,
 }
 
@@ -162,6 +165,7 @@ fn poll_round<'a>(
     let _ = channels.reports.poll_recv_many(cx, &mut round.reports, ROUND_MAX);
     let _ = channels.restored.poll_recv_many(cx, &mut round.restored, ROUND_MAX);
     let _ = channels.learned.poll_recv_many(cx, &mut round.learned, ROUND_MAX);
+    let _ = channels.kept.poll_recv_many(cx, &mut round.kept, ROUND_MAX);
     while round.records.len() < ROUND_MAX {
         match Pin::new(&mut *stream).poll_next(cx) {
             Poll::Ready(Some(Ok(message))) => round.records.push(message),
@@ -182,6 +186,7 @@ impl Round<'_> {
             && self.reports.is_empty()
             && self.restored.is_empty()
             && self.learned.is_empty()
+            && self.kept.is_empty()
             && self.records.is_empty()
             && self.errors.is_empty()
             && self.change.is_none()
@@ -200,6 +205,7 @@ impl Shard {
         let Options { config, partitions, codec, publisher, control, health, metrics, .. } = options;
         let (reports, reports_in) = mpsc::channel(config.processor.calls_max.max(1));
         let (learned, learned_in) = mpsc::channel(partitions.max(1) as usize);
+        let (kept, kept_in) = mpsc::channel(partitions.max(1) as usize);
         let (restored, restored_in) = mpsc::channel(partitions.max(1) as usize);
         let counters = ProcessorMetrics::register(&metrics);
         let name = |topic| kafka::topic_name(&config.kafka, topic);
@@ -211,6 +217,7 @@ impl Shard {
             deliveries,
             reports,
             learned,
+            kept,
             tasks: JoinSet::new(),
             topics: Topics {
                 requests: name(Topic::Requests),
@@ -225,6 +232,12 @@ impl Shard {
                 timeout_max: millis(config.processor.timeout_max_ms),
             },
             fingerprints: Fingerprints::new(config.processor.fingerprint_key.as_ref()),
+            checkpoints: checkpoints::Writer {
+                codec: codec.clone(),
+                publisher: publisher.clone(),
+                topic: name(Topic::State),
+            },
+            checkpoint_distance: i64::try_from(config.processor.checkpoint_commits).unwrap_or(i64::MAX),
             dead_letter_bytes_max: config.processor.dead_letter_bytes_max,
             record_bytes_max: config.kafka.record_bytes_max,
             load: Load::new(
@@ -261,7 +274,7 @@ impl Shard {
             offsets_due: Instant::now(),
             config,
         };
-        (shard, Channels { reports: reports_in, learned: learned_in, restored: restored_in })
+        (shard, Channels { reports: reports_in, learned: learned_in, kept: kept_in, restored: restored_in })
     }
 
     /// One round: acknowledgements first, since they free what the rest waits for.
@@ -277,6 +290,12 @@ impl Shard {
         for (id, epoch, outcome) in round.learned {
             if let Some(partition) = self.epochs.get(&epoch).copied() {
                 self.with_owner(partition, |owner, shell| owner.learned(shell, id, &outcome));
+            }
+        }
+        for (epoch, slots, outcome) in round.kept {
+            let owner = self.epochs.get(&epoch).and_then(|partition| self.owners.get_mut(partition));
+            if let Some(owner) = owner {
+                owner.kept(&self.shell, slots, outcome);
             }
         }
         let mut holding = Vec::new();
@@ -415,7 +434,9 @@ impl Shard {
                 self.restoring.retain(|waiting| *waiting != partition);
                 let epoch = self.next_epoch;
                 self.next_epoch += 1;
-                tracing::info!(kafka.partition = partition, tenure = takeover.tenure.id(), "partition taken over");
+                let (tenure, begin) = (takeover.tenure.id(), takeover.begin);
+                tracing::info!(kafka.partition = partition, tenure, begin, "partition taken over");
+                self.shell.metrics.restored.inc_by(u64::try_from(tenure + 1 - begin).unwrap_or(0));
                 let undecidable = self.undecidable.remove(&partition);
                 match Owner::begin(takeover, epoch, undecidable, &mut self.shell) {
                     Ok(owner) => {

@@ -12,12 +12,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::calls::{Calls, Report};
+use super::checkpoints::{self, Slots};
 use super::control::Control;
 use super::fingerprint::Fingerprints;
 use super::owner::{Lost, Record, outgoing, taken};
 use super::publisher::{Deliveries, Publisher};
 use crate::codec::{self, Codec};
 use crate::domain::{OrganizationId, RequestKey};
+use crate::processor::checkpoint::Cut;
 use crate::processor::{Bounds, Capacity};
 use crate::records::Outcome;
 use crate::records::dead_letters::DeadLetter;
@@ -58,6 +60,9 @@ pub struct Topics {
 /// A schema that was asked for: its id, the epoch that asked, and what came of it.
 pub type Learned = (u32, u64, Result<(), codec::Error>);
 
+/// What became of a checkpoint: the epoch that kept it, its slots, and the offset of the journal that it holds.
+pub type Kept = (u64, Slots, Result<i64, checkpoints::Error>);
+
 pub struct Shell {
     pub codec: Arc<Codec>,
     pub publisher: Publisher,
@@ -66,11 +71,15 @@ pub struct Shell {
     pub deliveries: Arc<Deliveries>,
     pub reports: mpsc::Sender<Report>,
     pub learned: mpsc::Sender<Learned>,
+    pub kept: mpsc::Sender<Kept>,
     pub tasks: JoinSet<()>,
     pub topics: Topics,
     pub bounds: Bounds,
     pub fingerprints: Fingerprints,
     pub dead_letter_bytes_max: usize,
+    pub checkpoints: checkpoints::Writer,
+    /// Entries of the journal after which a checkpoint is kept.
+    pub checkpoint_distance: i64,
     /// Largest record that the producer takes.
     pub record_bytes_max: usize,
     pub load: Load,
@@ -124,6 +133,15 @@ impl Shell {
             // Rare twice over; a new tenure tries again.
             false => Err(Lost::Write("the producer is full".to_owned())),
         }
+    }
+
+    /// Writes a checkpoint in the background.
+    pub fn keep_checkpoint(&mut self, partition: i32, epoch: u64, cut: Cut, slots: Slots) {
+        let (writer, kept) = (self.checkpoints.clone(), self.kept.clone());
+        self.tasks.spawn(async move {
+            let (slots, outcome) = writer.write(partition, cut, slots).await;
+            let _ = kept.send((epoch, slots, outcome)).await;
+        });
     }
 
     /// Fetches a schema in the background, for as long as the registry is away.
@@ -206,6 +224,8 @@ pub struct ProcessorMetrics {
     pub misplaced: Counter,
     pub tenures_lost: Counter,
     pub orphans: Counter,
+    pub checkpoints: Counter,
+    pub restored: Counter,
     pub partitions: Gauge,
     pub open: Gauge,
     settled: Family<OutcomeLabel, Counter>,
@@ -223,6 +243,9 @@ impl ProcessorMetrics {
             registry.register("records_misplaced", "Records moved to their partition", own.misplaced.clone());
             registry.register("tenures_lost", "Tenures that ended in their middle", own.tenures_lost.clone());
             registry.register("orphans_posted", "Ends of calls of former owners, posted", own.orphans.clone());
+            registry.register("checkpoints_kept", "Checkpoints written", own.checkpoints.clone());
+            let restored = own.restored.clone();
+            registry.register("entries_restored", "Entries of the journal read by takeovers", restored);
             registry.register("partitions_owned", "Partitions owned by this process", own.partitions.clone());
             registry.register("requests_open", "Requests admitted and not settled", own.open.clone());
         });

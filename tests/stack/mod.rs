@@ -3,6 +3,7 @@
 pub mod fixture;
 
 mod audit;
+mod checkpoints;
 mod compose;
 mod connections;
 mod end_to_end;

@@ -61,8 +61,12 @@ impl World {
     }
 
     pub async fn produce_to(&self, topic: Topic, partition: i32, payload: &[u8]) -> i64 {
+        self.produce_with_key(topic, partition, ORGANIZATION.as_bytes(), payload).await
+    }
+
+    pub async fn produce_with_key(&self, topic: Topic, partition: i32, key: &[u8], payload: &[u8]) -> i64 {
         let topic = kafka::topic_name(&self.config.kafka, topic);
-        let record = FutureRecord::to(&topic).partition(partition).key(ORGANIZATION).payload(payload);
+        let record = FutureRecord::to(&topic).partition(partition).key(key).payload(payload);
         self.producer.send(record, PATIENCE).await.expect("acknowledged").offset
     }
 
