@@ -297,6 +297,7 @@ fn spawn_processor(tasks: &mut JoinSet<Result<(), Error>>, shared: &Shared) {
 fn spawn_projection(tasks: &mut JoinSet<Result<(), Error>>, shared: &Shared) {
     let options = projection::Options {
         kafka: shared.config.kafka.clone(),
+        instance: shared.config.instance.clone(),
         projection: shared.config.projection.clone(),
         codec: shared.codec.clone(),
         publisher: shared.publisher.clone(),
@@ -310,6 +311,7 @@ fn spawn_projection(tasks: &mut JoinSet<Result<(), Error>>, shared: &Shared) {
 fn spawn_sink(tasks: &mut JoinSet<Result<(), Error>>, shared: &Shared) {
     let options = sink::Options {
         kafka: shared.config.kafka.clone(),
+        instance: shared.config.instance.clone(),
         sink: shared.config.sink.clone(),
         clickhouse: shared.config.clickhouse.clone(),
         dead_letter_bytes_max: shared.config.processor.dead_letter_bytes_max,

@@ -3,18 +3,20 @@
 //!
 //! The books that are kept here know nothing of `processor::evolve`: I12 compares the two.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::time::Duration;
 
 use super::frames::{Begins, Life, Requests, Settled, Window};
 use super::{Check, Finding, Findings, Place};
 use crate::domain::{RequestKey, Timestamp};
+use crate::processor::checkpoint::{Cut, FOLD_VERSION};
 use crate::processor::{State, evolve, key_of};
 use crate::records::Topic;
 use crate::records::journal::{
     AttemptEnded, AttemptStarted, Commit, Entry, Fact, InputKind, RequestAdmitted, RequestSettled, Tenancy,
 };
+use crate::records::state::Marker;
 
 /// Most requests of one partition that may be open at once.
 pub const OPEN_MAX: usize = 100_000;
@@ -68,6 +70,8 @@ pub struct Journal {
     /// Where the latest tenure wrote past a gap of its own.
     past_gap: Option<i64>,
     requests: Requests,
+    /// Checkpoints that are still to be compared, by the offset that they hold.
+    checkpoints: BTreeMap<i64, Vec<Marker>>,
     counts: Counts,
     findings: Findings,
 }
@@ -124,6 +128,7 @@ impl Journal {
             sources: Sources::default(),
             past_gap: None,
             requests: Requests::new(window, begins),
+            checkpoints: BTreeMap::new(),
             counts: Counts::default(),
             findings: Findings::default(),
         }
@@ -132,6 +137,15 @@ impl Journal {
     /// Notes that the journal, which is kept for ever, begins only there.
     pub fn begins_late(&mut self, offset: i64) {
         self.violated(Check::I12, offset, None, || "the journal has no records before it".to_owned());
+    }
+
+    /// Compares the fold with these checkpoints when it comes to them; only a fold from the beginning can be compared.
+    pub fn compare(&mut self, markers: impl IntoIterator<Item = Marker>) {
+        if self.requests.begins == Begins::AtTheBeginning {
+            for marker in markers.into_iter().filter(|marker| marker.fold_version == FOLD_VERSION) {
+                self.checkpoints.entry(marker.journal_offset).or_default().push(marker);
+            }
+        }
     }
 
     /// Takes the next entry.
@@ -144,6 +158,31 @@ impl Journal {
         }
         self.next_offset = Some(offset + 1);
         let effective = self.tenancy.accept(offset, entry);
+        self.entry(offset, entry, effective)?;
+        for marker in self.checkpoints.remove(&offset).unwrap_or_default() {
+            self.checkpoint(offset, &marker);
+        }
+        Ok(())
+    }
+
+    /// I12: a checkpoint vouches for what the fold gives.
+    fn checkpoint(&mut self, offset: i64, marker: &Marker) {
+        self.findings.looked_at(Check::I12);
+        let cut = Cut {
+            tenure: self.tenancy.tenure.unwrap_or(-1),
+            journal_offset: offset,
+            next_sequence: self.tenancy.next_sequence,
+            state: self.state.clone(),
+        };
+        let same = cut.parts().is_ok_and(|parts| cut.marker(marker.slot, &parts) == *marker);
+        if !same {
+            let (tenure, slot) = (marker.tenure, marker.slot);
+            let what = || format!("the checkpoint of tenure {tenure} in slot {slot} has another state");
+            self.violated(Check::I12, offset, None, what);
+        }
+    }
+
+    fn entry(&mut self, offset: i64, entry: &Entry, effective: bool) -> Result<(), Error> {
         match entry {
             Entry::OwnershipTaken(taken) => {
                 self.counts.tenures += 1;

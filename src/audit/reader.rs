@@ -29,8 +29,9 @@ use crate::config;
 use crate::domain::ids::partition_of;
 use crate::records::journal::{Entry, JournalRecord};
 use crate::records::responses::{Frame, ResponseRecord};
+use crate::records::state::Marker;
 use crate::records::{Record, Topic};
-use crate::runtime::kafka;
+use crate::runtime::{checkpoints, kafka};
 
 /// How long nothing may come although the end is not reached, and how long the registry may be away.
 const STALL: Duration = Duration::from_secs(30);
@@ -131,12 +132,20 @@ impl Reader {
         if source.cut {
             journal.begins_late(offsets.start);
         }
+        journal.compare(self.checkpoints(*partition)?);
         let bound = |error| Error::Bound { partition: *partition, source: error };
         self.each(&source.journal, |message| {
             journal.take(message.offset(), &self.entry(message)?).map_err(bound)?;
             Ok(ControlFlow::Continue(()))
         })?;
         Ok(journal.finish(scope.now))
+    }
+
+    /// What the checkpoints of a partition vouch for.
+    fn checkpoints(&self, partition: i32) -> Result<Vec<Marker>, Error> {
+        let (consumer, topic) = (self.consumer("audit")?, kafka::topic_name(&self.kafka, Topic::State));
+        let found = checkpoints::read(&consumer, &topic, partition, |payload| self.decode_payload(payload));
+        Ok(found.map_err(|e| self.failed(e))?.into_markers())
     }
 
     /// Holds what a partition of the journal decides against `requests` and its consumer group.
@@ -242,21 +251,24 @@ impl Reader {
     }
 
     fn decode<T: Record + DeserializeOwned>(&self, message: &BorrowedMessage<'_>) -> Result<T, Error> {
-        let payload = message.payload().unwrap_or_default();
+        let decoded = self.decode_payload(message.payload().unwrap_or_default());
+        decoded.map_err(|e| Error::Unreadable { place: place(T::TOPIC, message), detail: e.to_string() })
+    }
+
+    fn decode_payload<T: Record + DeserializeOwned>(&self, payload: &[u8]) -> Result<T, codec::Error> {
         let since = Instant::now();
-        let decoded = loop {
+        loop {
             match self.codec.decode::<T>(payload) {
                 Err(codec::Error::UnknownSchema { id }) => match self.handle.block_on(self.codec.learn(id)) {
                     Err(codec::Error::Registry { .. }) if since.elapsed() < STALL => {
                         std::thread::sleep(REGISTRY_INTERVAL);
                     }
-                    Err(error) => break Err(error),
+                    Err(error) => return Err(error),
                     Ok(()) => {}
                 },
-                decoded => break decoded,
+                decoded => return decoded,
             }
-        };
-        decoded.map_err(|e| Error::Unreadable { place: place(T::TOPIC, message), detail: e.to_string() })
+        }
     }
 }
 

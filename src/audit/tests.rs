@@ -8,11 +8,14 @@ use super::frames::{Begins, Requests, Retained, Window};
 use super::journal::{Counts, Error, GAPS_MAX, Journal, Settings};
 use super::*;
 use crate::domain::{DeploymentId, ModelName, OrganizationId, RequestId, Timestamp, TokenUsage};
+use crate::processor::checkpoint::{Cut, FOLD_VERSION};
+use crate::processor::{State, fold};
 use crate::records::journal::{
     AttemptEnded, AttemptStarted, CancelRequested, Candidate, Commit, Entry, Fact, Features, InputKind, OwnershipTaken,
-    RecordSkipped, RequestAdmitted, RequestContext, RequestRefused, RequestRouted, RequestSettled,
+    RecordSkipped, RequestAdmitted, RequestContext, RequestRefused, RequestRouted, RequestSettled, Tenancy,
 };
 use crate::records::responses::{Content, Frame, FrameBody, Terminal};
+use crate::records::state::Marker;
 use crate::records::{Outcome, UsageSource};
 
 /// Where the askers listen.
@@ -36,6 +39,7 @@ struct Logs {
     retained: Retained,
     settings: Settings,
     now: Timestamp,
+    checkpoints: Vec<Marker>,
     /// Of the tenure that is in force.
     tenure: i64,
     sequence: i64,
@@ -155,6 +159,7 @@ impl Logs {
             begins: Begins::AtTheBeginning,
             retained: Retained::All,
             settings: Settings { grace: Duration::from_secs(60), no_faults: false },
+            checkpoints: Vec::new(),
             now: at(DEADLINE),
             tenure: FIRST_TENURE,
             sequence: 0,
@@ -199,6 +204,20 @@ impl Logs {
         self.sequence = 0;
     }
 
+    /// The checkpoint that a sound owner keeps now.
+    fn checkpoint(&mut self) -> &mut Marker {
+        let mut state = State::default();
+        let mut tenancy = Tenancy::VACANT;
+        for (offset, entry) in &self.journal {
+            let effective = tenancy.accept(*offset, entry);
+            fold(&mut state, *offset, entry, effective);
+        }
+        let journal_offset = self.journal.last().map_or(0, |(offset, _)| *offset);
+        let cut = Cut { tenure: self.tenure, journal_offset, next_sequence: self.sequence, state };
+        self.checkpoints.push(cut.marker(0, &cut.parts().unwrap()));
+        self.checkpoints.last_mut().unwrap()
+    }
+
     fn ineffective(&mut self, request: &str, (tenure, sequence): (i64, i64), facts: Vec<Fact>) {
         self.append(commit(request, (tenure, sequence), None, facts));
     }
@@ -226,6 +245,7 @@ impl Logs {
     fn audit_part(&self, part: u64, parts: u64, hasher: RandomState) -> (Findings, Counts) {
         let window = Window { since: at(0), part, parts, hasher };
         let mut journal = Journal::new(0, self.begins, self.settings, window);
+        journal.compare(self.checkpoints.iter().cloned());
         for (offset, entry) in &self.journal {
             journal.take(*offset, entry).unwrap();
         }
@@ -553,6 +573,18 @@ fn i12_finds_a_fold_that_differs() {
             "journal/0 offset 12: the journal has no records from offset 11 on",
         ),
         (
+            "a checkpoint of a state that never was",
+            |logs| logs.checkpoint().digest = "0".repeat(64),
+            Check::I12,
+            "journal/0 offset 11: the checkpoint of tenure 7 in slot 0 has another state",
+        ),
+        (
+            "a checkpoint of another place",
+            |logs| logs.checkpoint().last_source_offset = Some(99),
+            Check::I12,
+            "has another state",
+        ),
+        (
             "the owner writes on past a gap",
             |logs| logs.ineffective("open", (SECOND_TENURE, 9), vec![settled(1, Outcome::Failed, 1)]),
             Check::I12,
@@ -563,7 +595,14 @@ fn i12_finds_a_fold_that_differs() {
 
 #[test]
 fn what_is_allowed_is_not_found() {
-    let allowed: [(&str, fn(&mut Logs)); 7] = [
+    let allowed: [(&str, fn(&mut Logs)); 9] = [
+        ("a checkpoint is kept", |logs| {
+            logs.checkpoint();
+        }),
+        ("a checkpoint is of another version of the fold", |logs| {
+            let marker = logs.checkpoint();
+            (marker.fold_version, marker.digest) = (FOLD_VERSION + 1, String::new());
+        }),
         ("control records leave offsets without records", |logs| {
             logs.commit("later", Some(7), vec![refused()]);
             logs.records.retain(|record| *record != 6);

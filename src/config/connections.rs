@@ -33,6 +33,9 @@ pub struct Kafka {
     pub producer_buffer_kbytes: u32,
     /// Without a heartbeat for so long, a consumer loses its partitions.
     pub session_timeout_ms: u64,
+    /// Whether a process that stops keeps its partitions for `session_timeout_ms`, for its own return under the same
+    /// `instance`. Otherwise the others take them over at once.
+    pub static_membership: bool,
     /// Largest record.
     pub record_bytes_max: usize,
     /// Further properties of librdkafka for every client, and for the producer; they win over what we set.
@@ -162,7 +165,8 @@ impl Default for Kafka {
             key_file: None,
             message_timeout_ms: 15_000,
             producer_buffer_kbytes: 32_768,
-            session_timeout_ms: 10_000,
+            session_timeout_ms: 6_000,
+            static_membership: false,
             record_bytes_max: 8 << 20,
             properties: Properties::default(),
             producer_properties: Properties::default(),

@@ -54,6 +54,8 @@ pub enum Error {
 /// What the projection needs.
 pub struct Options {
     pub kafka: config::Kafka,
+    /// Name of this process among all.
+    pub instance: String,
     pub projection: config::Projection,
     pub codec: Arc<Codec>,
     pub publisher: Publisher,
@@ -68,7 +70,8 @@ pub struct Options {
 /// Only what a new start may heal: the Kafka client could not be made, or is broken.
 pub async fn run(options: Options) -> Result<(), Error> {
     let journal = kafka::topic_name(&options.kafka, Topic::Journal);
-    let member = Member::join(&kafka::cold_consumer(&options.kafka, NAME), &journal)?;
+    let client = kafka::member(&options.kafka, kafka::cold_consumer(&options.kafka, NAME), &options.instance);
+    let member = Member::join(&client, &journal)?;
     options.health.missing(NAME, "joining its consumer group");
     let health = options.health.clone();
     let mut running = Running::new(options);

@@ -251,6 +251,11 @@ impl Found {
         self.markers.iter().filter_map(|marker| Some((marker, self.parts.get(&(marker.tenure, marker.slot))?)))
     }
 
+    /// What the checkpoints vouch for, whether or not they are whole.
+    pub fn into_markers(self) -> Vec<Marker> {
+        self.markers
+    }
+
     fn of(latest: HashMap<String, Option<Piece>>) -> Self {
         let mut found = Self::default();
         for (key, piece) in latest {

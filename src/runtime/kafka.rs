@@ -9,6 +9,9 @@ use crate::records::Topic;
 /// own, and a batch and the answer have headers.
 const FETCH_OVERHEAD_BYTES: usize = 2 << 20;
 
+/// Heartbeats in the time after which a silent member has lost its partitions.
+const HEARTBEATS_PER_SESSION: u64 = 6;
+
 /// The name of a topic on this cluster.
 pub fn topic_name(config: &Kafka, topic: Topic) -> String {
     format!("{}{}", config.topic_prefix, topic.name())
@@ -76,12 +79,21 @@ pub fn hot_consumer(config: &Kafka, group: &str) -> ClientConfig {
         .set("auto.offset.reset", "earliest")
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("session.timeout.ms", config.session_timeout_ms.to_string())
-        .set("heartbeat.interval.ms", (config.session_timeout_ms / 3).max(100).to_string())
+        // A member learns from its heartbeats that another one is gone, so they are a part of every takeover.
+        .set("heartbeat.interval.ms", (config.session_timeout_ms / HEARTBEATS_PER_SESSION).max(100).to_string())
         .set("queued.max.messages.kbytes", "4096")
         // A full queue is looked at again at once; librdkafka's second would halve the speed of a restore.
         .set("fetch.queue.backoff.ms", "2")
         .set("fetch.message.max.bytes", "262144")
         .set("receive.message.max.bytes", (config.record_bytes_max + FETCH_OVERHEAD_BYTES).to_string());
+    client
+}
+
+/// The settings of a member of a group that shares partitions. A static one keeps its partitions through a restart.
+pub fn member(config: &Kafka, mut client: ClientConfig, instance: &str) -> ClientConfig {
+    if config.static_membership {
+        client.set("group.instance.id", instance);
+    }
     client
 }
 

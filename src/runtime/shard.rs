@@ -122,7 +122,8 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let transport = Transport::new(&options.config.providers).map_err(|e| Error::Transport(e.to_string()))?;
     let kafka = options.config.kafka.clone();
     let requests = kafka::topic_name(&kafka, Topic::Requests);
-    let member = Arc::new(Member::join(&kafka::hot_consumer(&kafka, "processor"), &requests)?);
+    let client = kafka::member(&kafka, kafka::hot_consumer(&kafka, "processor"), &options.config.instance);
+    let member = Arc::new(Member::join(&client, &requests)?);
     options.health.missing(COMPONENT, "no partition is assigned yet");
     let cancel = options.cancel.clone();
     let deliveries = Deliveries::new();

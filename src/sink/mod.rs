@@ -66,6 +66,8 @@ pub enum Error {
 /// What the sink needs.
 pub struct Options {
     pub kafka: config::Kafka,
+    /// Name of this process among all.
+    pub instance: String,
     pub sink: config::Sink,
     pub clickhouse: config::ClickHouse,
     /// Most bytes of a dead letter's payload that are kept.
@@ -86,7 +88,9 @@ pub struct Options {
 pub async fn run(options: Options) -> Result<(), Error> {
     let usage = kafka::topic_name(&options.kafka, Topic::Usage);
     let mut running = Running::new(options)?;
-    let member = Member::join(&kafka::cold_consumer(&running.options.kafka, NAME), &usage)?;
+    let options = &running.options;
+    let client = kafka::member(&options.kafka, kafka::cold_consumer(&options.kafka, NAME), &options.instance);
+    let member = Member::join(&client, &usage)?;
     running.options.health.missing(NAME, "joining its consumer group");
     let ended = running.until_cancelled(&member).await;
     running.drain(&member).await;

@@ -11,6 +11,7 @@ mod engines;
 mod evolution;
 mod facade;
 mod processes;
+mod rolling;
 mod stream;
 mod topology;
 mod usage;

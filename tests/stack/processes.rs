@@ -11,10 +11,10 @@ use tollstream::config::Config;
 use super::fixture::{eventually, stack, up};
 
 /// A `tollstream run` of its own, killed at the end of its test.
-struct Process {
-    child: Child,
-    facade: String,
-    admin: String,
+pub struct Process {
+    pub child: Child,
+    pub facade: String,
+    pub admin: String,
     _config: tempfile::NamedTempFile,
 }
 
@@ -30,7 +30,7 @@ fn free_port() -> u16 {
     listener.local_addr().expect("an address").port()
 }
 
-fn run(config: &Config, instance: &str) -> Process {
+pub fn run(config: &Config, instance: &str) -> Process {
     let mut config = Config { instance: instance.to_owned(), ..config.clone() };
     config.facade.listen.set_port(free_port());
     config.admin.listen.set_port(free_port());
@@ -44,7 +44,7 @@ fn run(config: &Config, instance: &str) -> Process {
         .args(["run", "--config"])
         .arg(file.path())
         .stdin(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(log_of(&config))
         .spawn()
         .expect("tollstream runs");
     Process {
@@ -55,8 +55,16 @@ fn run(config: &Config, instance: &str) -> Process {
     }
 }
 
+/// A file in the folder that `TOLLSTREAM_TEST_LOGS` names, if it does.
+fn log_of(config: &Config) -> Stdio {
+    let Some(folder) = std::env::var_os("TOLLSTREAM_TEST_LOGS") else { return Stdio::null() };
+    let name = format!("{}{}.log", config.kafka.topic_prefix, config.instance);
+    let file = std::path::Path::new(&folder).join(name);
+    std::fs::File::options().create(true).append(true).open(file).expect("a log").into()
+}
+
 impl Process {
-    async fn ready(&self) {
+    pub async fn ready(&self) {
         let url = format!("{}/health/ready", self.admin);
         eventually("ready", async || reqwest::get(&url).await.ok().filter(|a| a.status().is_success()).map(|_| ()))
             .await;
@@ -76,7 +84,7 @@ impl Process {
     }
 }
 
-fn key(config: &Config, organization: &str) -> String {
+pub fn key(config: &Config, organization: &str) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_tollstream"))
         .args(["keys", "create", "--organization", organization])
         .args(["--brokers", &config.kafka.brokers, "--registry", &config.registry.url])

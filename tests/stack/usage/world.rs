@@ -163,6 +163,7 @@ impl World {
             (self.new_codec().await, Health::default(), Metrics::default(), <_>::default());
         let options = projection::Options {
             kafka: self.kafka.clone(),
+            instance: "test".into(),
             projection: config::Projection { offset_commit_ms: self.offset_commit_ms, in_flight_max: 500 },
             codec,
             publisher: Publisher::new(&self.kafka).unwrap(),
@@ -184,6 +185,7 @@ impl World {
             (self.new_codec().await, Health::default(), Metrics::default(), <_>::default());
         let options = sink::Options {
             kafka: self.kafka.clone(),
+            instance: "test".into(),
             sink: settings,
             clickhouse,
             dead_letter_bytes_max: 1_000,
