@@ -2,6 +2,7 @@
 
 pub mod fixture;
 
+mod again;
 mod audit;
 mod compose;
 mod connections;
@@ -10,6 +11,7 @@ mod engines;
 mod evolution;
 mod facade;
 mod processes;
+mod slow;
 mod stream;
 mod topology;
 mod usage;

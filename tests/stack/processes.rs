@@ -11,10 +11,10 @@ use tollstream::config::Config;
 use super::fixture::{eventually, stack, up};
 
 /// A `tollstream run` of its own, killed at the end of its test.
-struct Process {
-    child: Child,
-    facade: String,
-    admin: String,
+pub struct Process {
+    pub child: Child,
+    pub facade: String,
+    pub admin: String,
     _config: tempfile::NamedTempFile,
 }
 
@@ -31,6 +31,10 @@ fn free_port() -> u16 {
 }
 
 fn run(config: &Config, instance: &str) -> Process {
+    run_roles(config, instance, "facade,processor,projection,sink")
+}
+
+pub fn run_roles(config: &Config, instance: &str, roles: &str) -> Process {
     let mut config = Config { instance: instance.to_owned(), ..config.clone() };
     config.facade.listen.set_port(free_port());
     config.admin.listen.set_port(free_port());
@@ -41,7 +45,7 @@ fn run(config: &Config, instance: &str) -> Process {
     let mut file = tempfile::NamedTempFile::new().expect("a file");
     file.write_all(text.as_bytes()).expect("written");
     let child = Command::new(env!("CARGO_BIN_EXE_tollstream"))
-        .args(["run", "--config"])
+        .args(["run", "--roles", roles, "--config"])
         .arg(file.path())
         .stdin(Stdio::null())
         .stderr(Stdio::null())
@@ -56,16 +60,14 @@ fn run(config: &Config, instance: &str) -> Process {
 }
 
 impl Process {
-    async fn ready(&self) {
+    pub async fn ready(&self) {
         let url = format!("{}/health/ready", self.admin);
         eventually("ready", async || reqwest::get(&url).await.ok().filter(|a| a.status().is_success()).map(|_| ()))
             .await;
     }
 
     async fn partitions(&self) -> u32 {
-        let text = reqwest::get(format!("{}/metrics", self.admin)).await.expect("metrics").text().await.expect("text");
-        let line = text.lines().find(|line| line.starts_with("tollstream_processor_partitions_owned "));
-        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_else(|| panic!("no gauge in {text}"))
+        metric(&self.admin, "tollstream_processor_partitions_owned").await as u32
     }
 
     async fn ask(&self, key: &str) -> u16 {
@@ -76,7 +78,14 @@ impl Process {
     }
 }
 
-fn key(config: &Config, organization: &str) -> String {
+/// A metric without labels, as the admin address tells it.
+pub async fn metric(admin: &str, name: &str) -> f64 {
+    let text = reqwest::get(format!("{admin}/metrics")).await.expect("metrics").text().await.expect("text");
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+    value.unwrap_or_else(|| panic!("no {name} in {text}"))
+}
+
+pub fn key(config: &Config, organization: &str) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_tollstream"))
         .args(["keys", "create", "--organization", organization])
         .args(["--brokers", &config.kafka.brokers, "--registry", &config.registry.url])
