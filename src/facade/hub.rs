@@ -2,7 +2,6 @@
 //!
 //! Nothing here touches Kafka: records leave through a [`Bus`], acknowledgements and frames come in by calls.
 
-use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -347,8 +346,10 @@ impl Hub {
             Ok(_) => slot.acknowledged(),
             Err(error) => {
                 tracing::warn!(%error, "a request was not acknowledged");
-                // It may be on the topic all the same.
-                self.give_up(&slot, Refusal::NotAcknowledged, Cancelled::NotAcknowledged);
+                // It may be on the topic all the same. Who can ask again will find it there.
+                if slot.fail(Refusal::NotAcknowledged) && !slot.asked.idempotent {
+                    self.cancel(&slot.asked.key, Cancelled::NotAcknowledged);
+                }
             }
         }
     }
@@ -362,11 +363,9 @@ impl Hub {
         let own = |key: &RequestKey| key.request == frame.request_id && key.organization == frame.organization;
         let mut slots = self.slots();
         let slot = slots.by_tag.get(&tag).filter(|slot| own(&slot.asked.key)).cloned();
-        if let Entry::Occupied(lingering) = slots.lingering.entry(tag)
-            && own(&lingering.get().key)
-        {
+        if slots.lingering.get(&tag).is_some_and(|lingering| own(&lingering.key)) {
             if let FrameBody::Terminal(_) = frame.body {
-                lingering.remove();
+                slots.lingering.remove(&tag);
             }
             return;
         }

@@ -95,6 +95,16 @@ async fn a_first_one_that_failed_fails_again() {
 }
 
 #[tokio::test]
+async fn a_request_with_a_key_that_may_be_on_the_topic_is_left_there_to_be_asked_again() {
+    let mut facade = Facade::start().await;
+    let request = facade.post_with_key(WHOLE);
+    let (response, asked) = facade.ask_with(request).await;
+    facade.refuse(&asked);
+    assert_eq!(error_of(response.await.unwrap()).await, (503, "not_acknowledged".into(), SERVER.into()));
+    assert!(facade.sent.try_recv().is_err());
+}
+
+#[tokio::test]
 async fn a_request_with_a_key_goes_on_without_its_client_unless_it_says_otherwise() {
     let table = [
         (Some("k"), None, None),
