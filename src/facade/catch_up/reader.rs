@@ -55,6 +55,8 @@ pub struct Reader {
     sweeps: HashMap<i32, Sweep>,
     /// Offsets that came too early: records before them may have expired, or the consumer was behind a jump.
     gaps: HashMap<i32, i64>,
+    /// Where sweeps began that are known to have missed nothing.
+    begun: HashMap<i32, i64>,
     /// Partitions of which it is asked how far they reach.
     asked: HashSet<i32>,
 }
@@ -62,7 +64,8 @@ pub struct Reader {
 impl Reader {
     pub fn new(hub: Arc<Hub>, consumer: StreamConsumer, topic: String, decoder: Decoder) -> Self {
         let consumer = Arc::new(consumer);
-        Self { hub, consumer, topic, decoder, sweeps: HashMap::new(), gaps: HashMap::new(), asked: HashSet::new() }
+        let (sweeps, gaps, begun, asked) = Default::default();
+        Self { hub, consumer, topic, decoder, sweeps, gaps, begun, asked }
     }
 
     pub async fn run(mut self, end: CancellationToken) {
@@ -137,6 +140,7 @@ impl Reader {
                         tracing::warn!(topic = self.topic, partition, %error, "a partition could not be left");
                     }
                     self.gaps.remove(&partition);
+                    self.begun.remove(&partition);
                 }
             }
         }
@@ -173,6 +177,10 @@ impl Reader {
             Ok(message) => message,
             Err(KafkaError::PartitionEOF(partition)) => {
                 let Some(sweep) = self.sweeps.get_mut(&partition) else { return false };
+                if sweep.records == 0 && self.begun.get(&partition) != Some(&sweep.next) {
+                    // All that it was to begin with may have expired: then the end is elsewhere.
+                    self.asked.insert(partition);
+                }
                 sweep.ended = true;
                 return true;
             }
@@ -240,6 +248,9 @@ impl Reader {
             let Some(next) = self.sweeps.get(partition).map(|sweep| sweep.next) else { continue };
             let first = extent.as_ref().map_or(next, |extent| extent.first);
             self.hub.readers().cut(*partition, first);
+            if extent.is_ok() {
+                self.begun.insert(*partition, next.max(first));
+            }
             self.begin(*partition, next.max(first));
         }
         let mut lost = Vec::new();
