@@ -60,8 +60,14 @@ pub struct Facade {
     pub body_bytes_max: usize,
     /// Most requests that wait for answers here; more get 503.
     pub requests_max: usize,
-    /// Most bytes of an answer that wait for a slow client.
+    /// Most bytes of an answer that wait for a slow client; what is beyond is read again from the log.
     pub slot_bytes_max: usize,
+    /// Most bytes that wait for all clients together; beyond it each has its even share.
+    pub slots_bytes_max: usize,
+    /// How long a client may take nothing of what waits for it, before its connection is closed.
+    pub stalled_client_ms: u64,
+    /// The longest that a request may go on without its client (`x-tollstream-resume`).
+    pub resume_max_ms: u64,
     /// Time between keep-alive comments while a stream waits.
     pub keep_alive_ms: u64,
     /// Deadline of a request that names none.
@@ -171,6 +177,9 @@ impl Default for Facade {
             body_bytes_max: 4 << 20,
             requests_max: 20_000,
             slot_bytes_max: 1 << 20,
+            slots_bytes_max: 256 << 20,
+            stalled_client_ms: 60_000,
+            resume_max_ms: 600_000,
             keep_alive_ms: 15_000,
             timeout_ms: 300_000,
             drain_ms: 10_000,
@@ -248,13 +257,15 @@ impl Config {
 
     /// Checks what types cannot say.
     pub fn validate(&self) -> Result<(), Error> {
-        let positive: [(&'static str, u64); 13] = [
+        let positive: [(&'static str, u64); 15] = [
             ("processor.checkpoint_commits", self.processor.checkpoint_commits),
             ("projection.in_flight_max", self.projection.in_flight_max as u64),
             ("sink.retry_max_ms", self.sink.retry_max_ms),
             ("kafka.message_timeout_ms", self.kafka.message_timeout_ms),
             ("facade.requests_max", self.facade.requests_max as u64),
             ("facade.slot_bytes_max", self.facade.slot_bytes_max as u64),
+            ("facade.slots_bytes_max", self.facade.slots_bytes_max as u64),
+            ("facade.stalled_client_ms", self.facade.stalled_client_ms),
             ("facade.keep_alive_ms", self.facade.keep_alive_ms),
             ("facade.timeout_ms", self.facade.timeout_ms),
             ("processor.calls_max", self.processor.calls_max as u64),

@@ -21,7 +21,7 @@ use crate::telemetry::Metrics;
 use crate::telemetry::health::{self, Health};
 
 /// Scrapers and probes keep few connections.
-const CONNECTIONS_MAX: usize = 256;
+const LIMITS: server::Limits = server::Limits { connections_max: 256, stalled_max: Duration::from_secs(60) };
 /// How long answers under way may take when the listener ends.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -56,7 +56,7 @@ impl Admin {
         let shared = Shared { health: options.health, metrics: options.metrics };
         let router = router(&ROUTES, Arc::new(shared));
         let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
-        tasks.spawn(server::serve(options.listener, router, CONNECTIONS_MAX, stop.clone()));
+        tasks.spawn(server::serve(options.listener, router, LIMITS, stop.clone()));
         tracing::info!(%address, "admin listens");
         Ok(Self { address, tasks, stop })
     }

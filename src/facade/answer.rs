@@ -11,7 +11,7 @@ use futures_util::Stream;
 use tokio::time::{Instant, Sleep};
 
 use super::error;
-use super::hub::Listener;
+use super::listener::Listener;
 use super::metrics::{Metrics, Outcome};
 use super::slot::{Beginning, Piece};
 use super::sse;
@@ -22,6 +22,7 @@ pub struct Answer {
     metrics: Metrics,
     /// One timer for everything: it rings no later than the next thing that is due.
     timer: Pin<Box<Sleep>>,
+    patience: Duration,
     gives_up_at: Instant,
     keep_alive: Duration,
     last_written: Instant,
@@ -30,11 +31,11 @@ pub struct Answer {
 }
 
 impl Answer {
-    pub fn new(listener: Listener, metrics: Metrics, gives_up_after: Duration, keep_alive: Duration) -> Self {
+    pub fn new(listener: Listener, metrics: Metrics, patience: Duration, keep_alive: Duration) -> Self {
         let now = Instant::now();
-        let gives_up_at = now + gives_up_after;
+        let gives_up_at = now + patience;
         let timer = Box::pin(tokio::time::sleep_until(gives_up_at.min(now + keep_alive)));
-        Self { listener, metrics, timer, gives_up_at, keep_alive, last_written: now, outcome: None }
+        Self { listener, metrics, timer, patience, gives_up_at, keep_alive, last_written: now, outcome: None }
     }
 
     /// Waits until it is known what the response begins with. `None`: a client that may hear of the wait already should,
@@ -50,7 +51,7 @@ impl Answer {
                 }
                 let now = Instant::now();
                 if now >= self.gives_up_at {
-                    self.listener.give_up_late();
+                    self.late(now);
                 } else if may_begin_early && self.listener.slot.is_acknowledged() {
                     return Poll::Ready(None);
                 } else {
@@ -59,6 +60,19 @@ impl Answer {
             }
         })
         .await
+    }
+
+    /// The time is over: the answer ends with an error, or has as much time again.
+    fn late(&mut self, now: Instant) {
+        if self.listener.goes_on_late() {
+            self.gives_up_at = now + self.patience;
+            self.timer.as_mut().reset(self.gives_up_at.min(now + self.keep_alive));
+        }
+    }
+
+    /// The answer is one that was given before.
+    pub fn is_replay(&self) -> bool {
+        self.listener.slot.is_replay()
     }
 
     /// The response is decided and is no stream.
@@ -100,7 +114,7 @@ impl Stream for Answer {
             }
             let now = Instant::now();
             if now >= self.gives_up_at {
-                self.listener.give_up_late();
+                self.late(now);
                 continue;
             }
             // The timer is not moved at each piece; it looks for itself how long nothing was written.

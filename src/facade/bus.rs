@@ -8,12 +8,12 @@ use rdkafka::consumer::{Consumer as _, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::{Message as _, Offset, TopicPartitionList};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::hub::{Bus, Hub};
+use super::frames::Decoder;
+use super::hub::{Bus, Hub, Sending};
 use super::sse::Position;
-use crate::codec::{self, Codec};
-use crate::records::responses::{Frame, ResponseRecord};
 use crate::runtime::publisher::{self, Deliveries, Outgoing, Publisher};
 use crate::telemetry::health::Health;
 
@@ -38,29 +38,46 @@ const DELIVERIES_LOOK: Duration = Duration::from_millis(500);
 pub struct Producer {
     pub publisher: Publisher,
     pub topic: String,
-    pub deliveries: Arc<Deliveries>,
+    pub deliveries: Acknowledgements,
+}
+
+/// Where acknowledgements come.
+#[derive(Clone)]
+pub struct Acknowledgements {
+    /// Of what nobody waits for: good news wakes nobody.
+    pub lazy: Arc<Deliveries>,
+    pub prompt: Arc<Deliveries>,
+}
+
+impl Acknowledgements {
+    pub fn new() -> Self {
+        Self { lazy: Deliveries::lazy(), prompt: Deliveries::new() }
+    }
 }
 
 impl Bus for Producer {
-    fn send(&self, partition: i32, key: &[u8], payload: &[u8], tag: u64) -> Result<(), publisher::Error> {
-        self.publisher.send(Outgoing { topic: &self.topic, partition, key, payload }, &self.deliveries, tag)
+    fn send(&self, sending: Sending<'_>) -> Result<(), publisher::Error> {
+        let Sending { partition, key, payload, tag, is_awaited } = sending;
+        let deliveries = if is_awaited { &self.deliveries.prompt } else { &self.deliveries.lazy };
+        self.publisher.send(Outgoing { topic: &self.topic, partition, key, payload }, deliveries, tag)
     }
 }
 
 /// Gives acknowledgements to the hub until `end`; no request is admitted after `stop`.
 pub async fn take_deliveries(
     hub: Arc<Hub>,
-    deliveries: Arc<Deliveries>,
+    deliveries: Acknowledgements,
     stop: CancellationToken,
     end: CancellationToken,
 ) {
-    let mut arrived = Vec::new();
+    let (mut arrived, mut awaited) = (Vec::new(), Vec::new());
     let mut stopped = false;
     let mut look = tokio::time::interval(DELIVERIES_LOOK);
     loop {
         tokio::select! {
             biased;
-            () = deliveries.drain(&mut arrived) => {}
+            () = deliveries.prompt.drain(&mut awaited) => {}
+            () = deliveries.lazy.drain(&mut arrived) => {}
             // Good news wakes nobody; this does.
             _ = look.tick() => {}
             () = stop.cancelled(), if !stopped => {
@@ -69,10 +86,10 @@ pub async fn take_deliveries(
             }
             () = end.cancelled() => return,
         }
-        for delivery in arrived.drain(..) {
+        for delivery in awaited.drain(..).chain(arrived.drain(..)) {
             hub.delivered(&delivery);
         }
-        hub.send_waiting_cancels();
+        hub.look(Instant::now());
     }
 }
 
@@ -82,7 +99,7 @@ pub struct Reader {
     pub consumer: Arc<StreamConsumer>,
     pub topic: String,
     pub partition: i32,
-    pub codec: Arc<Codec>,
+    pub decoder: Decoder,
     pub health: Health,
 }
 
@@ -179,46 +196,11 @@ impl Reader {
     async fn take(&self, message: &BorrowedMessage<'_>) {
         let at = Position { partition: message.partition(), offset: message.offset() };
         let payload = message.payload().unwrap_or_default();
-        let decoded = match self.codec.decode::<ResponseRecord>(payload) {
-            Err(codec::Error::UnknownSchema { id }) => match self.learn(id).await {
-                Ok(()) => self.codec.decode::<ResponseRecord>(payload),
-                Err(error) => Err(error),
-            },
-            decoded => decoded,
-        };
-        let undecodable = match decoded {
-            Ok(record) => match Frame::try_from(record) {
-                Ok(frame) => return self.hub.frame(at, frame),
-                Err(error) => error.to_string(),
-            },
-            Err(error) => error.to_string(),
+        let error = match self.decoder.frame(payload).await {
+            Ok(frame) => return self.hub.frame(at, &frame),
+            Err(error) => error,
         };
         self.hub.metrics().undecodable_frame();
-        tracing::warn!(
-            topic = self.topic,
-            partition = at.partition,
-            offset = at.offset,
-            error = undecodable,
-            "a record is no frame"
-        );
-    }
-
-    /// Learns a schema; while the registry does not answer, this waits.
-    async fn learn(&self, id: u32) -> Result<(), codec::Error> {
-        let mut wait = RETRY_MIN;
-        loop {
-            match self.codec.learn(id).await {
-                Err(error @ codec::Error::Registry { .. }) => {
-                    tracing::warn!(%error, schema = id, "answers wait for a schema");
-                    self.health.missing(COMPONENT, format!("schema {id} is not known: {error}"));
-                }
-                decided => {
-                    self.health.ready(COMPONENT);
-                    return decided;
-                }
-            }
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(RETRY_MAX);
-        }
+        tracing::warn!(topic = self.topic, partition = at.partition, offset = at.offset, error, "a record is no frame");
     }
 }

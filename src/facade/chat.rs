@@ -5,36 +5,31 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 
 use super::answer::Answer;
-use super::error::{self, Refusal, X_REQUEST_ID, value};
-use super::hub::Permit;
-use super::metrics::Outcome;
+use super::error::{self, Refusal};
+use super::hub::{Asking, OnDisconnect};
+use super::listener::Permit;
+use super::respond::{outcome_of, respond};
 use super::routes::App;
-use super::slot::Beginning;
-use super::{authenticate, request};
+use super::{again, authenticate, request};
 use crate::config::millis;
 use crate::domain::RequestId;
 use crate::records::Origin;
 use crate::records::requests::Chat;
-use crate::records::responses::{ApiError, Head, Terminal};
-
-const MODEL_HEADER: HeaderName = HeaderName::from_static("x-tollstream-model");
-const DEPLOYMENT_HEADER: HeaderName = HeaderName::from_static("x-tollstream-deployment");
-const TIER_HEADER: HeaderName = HeaderName::from_static("x-tollstream-tier");
-const COST_HEADER: HeaderName = HeaderName::from_static("x-tollstream-cost-usd");
+use crate::records::responses::ApiError;
 
 /// How long a client may take to send its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub async fn complete(State(app): State<Arc<App>>, http: Request) -> Response {
     let began = Instant::now();
-    let id = request::request_id(http.headers());
-    let (answer, stream) = match ask(&app, &id, http).await {
+    let mut id = request::request_id(http.headers());
+    let (answer, stream) = match ask(&app, &mut id, http).await {
         Ok(asked) => asked,
         Err(refusal) => {
             let error = ApiError::from(refusal);
@@ -45,17 +40,22 @@ pub async fn complete(State(app): State<Arc<App>>, http: Request) -> Response {
     respond(&app, &id, answer, stream, began).await
 }
 
-/// Lets the request in and sends it on its way.
-async fn ask(app: &App, id: &RequestId, http: Request) -> Result<(Answer, bool), Refusal> {
+/// Lets the request in and sends it on its way. With an `Idempotency-Key` its id comes from that.
+async fn ask(app: &App, id: &mut RequestId, http: Request) -> Result<(Answer, bool), Refusal> {
     let (parts, body) = http.into_parts();
     let tables = (app.control)();
     let caller = authenticate::caller(&tables, &parts.headers, parts.uri.query())?;
     let headers = request::headers(&parts.headers)?;
+    let key = again::idempotency_key(&parts.headers)?;
+    let resume = again::resume(&parts.headers, millis(app.config.resume_max_ms))?;
     let mut permit = app.hub.admit()?;
     let body = read_body(&mut permit, &parts.headers, body, app.config.body_bytes_max).await?;
     let asked = request::read(&body)?;
     let organization = caller.organization(&tables, headers.organization, asked.organization)?;
 
+    if let Some(key) = key {
+        *id = again::request_id(&organization, key);
+    }
     let timeout = headers.timeout.unwrap_or(millis(app.config.timeout_ms));
     let stream = asked.stream;
     let chat = Chat {
@@ -78,9 +78,20 @@ async fn ask(app: &App, id: &RequestId, http: Request) -> Result<(Answer, bool),
         content_ref: None,
         body: body.clone(),
     };
-    let listener = app.hub.ask(permit, Box::new(chat), stream)?;
+    let asking = Asking { stream, idempotent: key.is_some(), on_disconnect: on_disconnect(key.is_some(), resume) };
+    let listener = app.hub.ask(permit, Box::new(chat), asking)?;
     let keep_alive = millis(app.config.keep_alive_ms);
     Ok((Answer::new(listener, app.hub.metrics().clone(), timeout + app.deadline_grace, keep_alive), stream))
+}
+
+/// Who asks with an `Idempotency-Key` means to ask again: without another word the request goes on to its end.
+fn on_disconnect(idempotent: bool, resume: Option<Duration>) -> OnDisconnect {
+    match resume {
+        Some(Duration::ZERO) => OnDisconnect::Cancel,
+        Some(time) => OnDisconnect::KeepFor(time),
+        None if idempotent => OnDisconnect::Keep,
+        None => OnDisconnect::Cancel,
+    }
 }
 
 /// Reads the body, within the bounds of one request and of all together.
@@ -110,58 +121,4 @@ async fn collect(permit: &mut Permit, body: Body, length: Option<usize>, max: us
         all.extend_from_slice(&piece);
     }
     Ok(all.freeze())
-}
-
-/// Status and headers, as soon as they are known.
-async fn respond(app: &App, id: &RequestId, mut answer: Answer, stream: bool, began: Instant) -> Response {
-    let beginning = answer.beginning(stream).await;
-    if beginning.is_some() {
-        app.hub.metrics().first_frame(began.elapsed());
-    }
-    match beginning {
-        None => streamed(id, None, answer),
-        Some(Beginning::Stream(head)) => streamed(id, head, answer),
-        Some(Beginning::Whole(terminal)) => {
-            answer.ended(Outcome::Ok);
-            whole(id, *terminal)
-        }
-        Some(Beginning::Failed(error)) => {
-            answer.ended(outcome_of(&error));
-            error::response(&error, id)
-        }
-    }
-}
-
-fn outcome_of(error: &ApiError) -> Outcome {
-    if (400..500).contains(&error.status) { Outcome::ClientError } else { Outcome::ServerError }
-}
-
-fn streamed(id: &RequestId, head: Option<Head>, answer: Answer) -> Response {
-    let mut response = Response::new(answer.into_body());
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    who_answers(headers, id, head);
-    response
-}
-
-fn whole(id: &RequestId, terminal: Terminal) -> Response {
-    let mut response = Response::new(Body::from(terminal.body.unwrap_or_default()));
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    // An unknown cost is absent, never 0.
-    if let Some(cost) = terminal.cost_pico_usd {
-        headers.insert(COST_HEADER, value(&cost.to_string()));
-    }
-    who_answers(headers, id, terminal.head);
-    response
-}
-
-fn who_answers(headers: &mut HeaderMap, id: &RequestId, head: Option<Head>) {
-    headers.insert(X_REQUEST_ID, value(id.as_str()));
-    if let Some(head) = head {
-        headers.insert(MODEL_HEADER, value(head.model.as_str()));
-        headers.insert(DEPLOYMENT_HEADER, value(head.deployment.as_str()));
-        headers.insert(TIER_HEADER, HeaderValue::from(u16::from(head.tier)));
-    }
 }

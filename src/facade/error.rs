@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::reassembly::Fault;
 use crate::domain::{OrganizationId, RequestId};
+use crate::processor::refusal;
 use crate::records::Outcome;
 use crate::records::responses::{ApiError, Terminal};
 
@@ -73,8 +74,20 @@ pub enum Refusal {
     NotAcknowledged,
     #[error("no answer came before the request's deadline")]
     Deadline,
-    #[error("the client reads too slowly: {bytes} bytes wait for it")]
-    ClientTooSlow { bytes: usize },
+    #[error(
+        "this Idempotency-Key was used with another body; give every request a key of its own, and repeat it only to ask the same again"
+    )]
+    KeyReused,
+    #[error("the answer, or a part of it that you have not got, is no longer kept; ask anew")]
+    AnswerExpired,
+    #[error(
+        "send the id of the last event that you have as the header Last-Event-ID; who has none asks again with the same Idempotency-Key"
+    )]
+    NoEventId,
+    #[error("this request has no such event")]
+    UnknownEvent,
+    #[error("what was answered cannot be read now; try again")]
+    AnswersUnreadable,
     #[error(transparent)]
     Answer(#[from] Fault),
     #[error("the gateway failed to handle this request")]
@@ -92,15 +105,19 @@ impl Refusal {
             | Self::InvalidJson { .. }
             | Self::Missing { .. }
             | Self::InvalidField { .. }
-            | Self::InvalidHeader { .. } => StatusCode::BAD_REQUEST,
-            Self::BodyTimeout { .. } | Self::ClientTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
+            | Self::InvalidHeader { .. }
+            | Self::NoEventId => StatusCode::BAD_REQUEST,
+            Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::UnknownModel { .. } | Self::UnknownUrl => StatusCode::NOT_FOUND,
+            Self::UnknownModel { .. } | Self::UnknownUrl | Self::UnknownEvent => StatusCode::NOT_FOUND,
+            Self::AnswerExpired => StatusCode::GONE,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Duplicate { .. } => StatusCode::CONFLICT,
-            Self::Overloaded | Self::NotReady { .. } | Self::Stopping | Self::NotAcknowledged => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Duplicate { .. } | Self::KeyReused => StatusCode::CONFLICT,
+            Self::Overloaded
+            | Self::NotReady { .. }
+            | Self::Stopping
+            | Self::NotAcknowledged
+            | Self::AnswersUnreadable => StatusCode::SERVICE_UNAVAILABLE,
             Self::Deadline => StatusCode::GATEWAY_TIMEOUT,
             Self::Answer(_) => StatusCode::BAD_GATEWAY,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -130,7 +147,11 @@ impl Refusal {
             Self::Stopping => "shutting_down",
             Self::NotAcknowledged => "not_acknowledged",
             Self::Deadline => "deadline_exceeded",
-            Self::ClientTooSlow { .. } => "client_too_slow",
+            Self::KeyReused => "idempotency_key_reused",
+            Self::AnswerExpired => "answer_expired",
+            Self::NoEventId => "missing_last_event_id",
+            Self::UnknownEvent => "event_not_found",
+            Self::AnswersUnreadable => "answers_unreadable",
             Self::Answer(fault) => fault.code(),
             Self::Internal => "internal_error",
         }
@@ -140,6 +161,8 @@ impl Refusal {
         match self {
             Self::Missing { param } | Self::InvalidField { param, .. } => Some(param),
             Self::InvalidHeader { name, .. } => Some(name),
+            Self::NoEventId => Some("Last-Event-ID"),
+            Self::KeyReused => Some("Idempotency-Key"),
             Self::UnknownModel { .. } => Some("model"),
             Self::OrganizationRequired | Self::OrganizationConflict | Self::OrganizationNotCovered { .. } => {
                 Some("metadata.organization_id")
@@ -174,9 +197,13 @@ impl From<Refusal> for ApiError {
     }
 }
 
-/// The error of a terminal whose answer is not whole; one without an error of its own is named by its outcome.
-pub fn of_terminal(terminal: Terminal) -> ApiError {
+/// The error of a terminal whose answer is not whole; one without an error of its own is named by its outcome. Who asked
+/// with an `Idempotency-Key` knows nothing of the request's id, which comes from it.
+pub fn of_terminal(terminal: Terminal, idempotent: bool) -> ApiError {
     let outcome = terminal.outcome;
+    if idempotent && terminal.error.as_ref().is_some_and(|error| error.code == refusal::REQUEST_ID_REUSED) {
+        return Refusal::KeyReused.into();
+    }
     terminal.error.unwrap_or_else(|| {
         let (status, code) = match outcome {
             Outcome::Cancelled => (CLIENT_CLOSED_REQUEST, "request_cancelled"),

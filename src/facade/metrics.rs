@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::slot::Cancelled;
+use super::hub::Cancelled;
 
 /// Seconds; the floor of a request through Kafka is about a millisecond.
 const FIRST_FRAME_BUCKETS: [f64; 16] =
@@ -63,6 +63,11 @@ struct Inner {
     in_flight: Gauge,
     first_frame: Histogram,
     slots_bytes: Gauge<u64, AtomicU64>,
+    laggards: Counter,
+    replays: Counter,
+    resumes: Counter,
+    readers: Gauge,
+    read_records: Counter,
     foreign_frames: Counter,
     undecodable_frames: Counter,
     lost_cancels: Counter,
@@ -89,6 +94,11 @@ impl Metrics {
             in_flight: Gauge::default(),
             first_frame: Histogram::new(FIRST_FRAME_BUCKETS),
             slots_bytes: Gauge::default(),
+            laggards: Counter::default(),
+            replays: Counter::default(),
+            resumes: Counter::default(),
+            readers: Gauge::default(),
+            read_records: Counter::default(),
             foreign_frames: Counter::default(),
             undecodable_frames: Counter::default(),
             lost_cancels: Counter::default(),
@@ -100,6 +110,13 @@ impl Metrics {
         let unit = prometheus_client::registry::Unit::Seconds;
         registry.register_with_unit("first_frame", help, unit, inner.first_frame.clone());
         registry.register("slots_bytes", "Bytes of answers that wait for clients", inner.slots_bytes.clone());
+        let help = "Clients that took too little and went on from the log";
+        registry.register("laggards", help, inner.laggards.clone());
+        let help = "Requests that were asked before, and whose first answer was given again";
+        registry.register("replays", help, inner.replays.clone());
+        registry.register("resumes", "Streams that were gone on with behind an event", inner.resumes.clone());
+        registry.register("catch_up_readers", "Answers that are read from the log", inner.readers.clone());
+        registry.register("catch_up_records", "Records that were read again for them", inner.read_records.clone());
         registry.register("foreign_frames", "Frames that nobody here waits for", inner.foreign_frames.clone());
         let help = "Records on responses that are no frames";
         registry.register("undecodable_frames", help, inner.undecodable_frames.clone());
@@ -129,6 +146,27 @@ impl Metrics {
 
     pub fn first_frame(&self, after: Duration) {
         self.0.first_frame.observe(after.as_secs_f64());
+    }
+
+    pub fn lagged(&self) {
+        self.0.laggards.inc();
+    }
+
+    pub fn replayed(&self) {
+        self.0.replays.inc();
+    }
+
+    pub fn resumed(&self) {
+        self.0.resumes.inc();
+    }
+
+    /// So many answers are read from the log.
+    pub fn readers(&self, readers: usize) {
+        self.0.readers.set(i64::try_from(readers).unwrap_or(i64::MAX));
+    }
+
+    pub fn read_record(&self) {
+        self.0.read_records.inc();
     }
 
     pub fn foreign_frame(&self) {

@@ -2,24 +2,32 @@
 //!
 //! The way of a request: `chat` (HTTP) reads the key (`authenticate`) and the body (`request`) and gives both to the `hub`,
 //! which opens a `slot` and sends the record over the `bus`. Frames come back over the bus into the slot, where
-//! `reassembly` judges them; an `answer` takes their bytes out into the response. `error` maps everything that goes wrong.
+//! `reassembly` judges them; an `answer` takes their bytes out, and `respond` decides what the response begins with. `error`
+//! maps everything that goes wrong. A client that is slow, gone, or asks again (`again`, `requests`) is served from the log,
+//! by the one reader of `catch_up`.
 //!
 //! Status and headers are decided when the first frame is known. Nothing here decides anything about a request but who
 //! asks and whether it is well-formed; the processor does the rest.
 
 pub mod admin;
+mod again;
 mod answer;
 mod authenticate;
 mod bus;
+mod catch_up;
 mod chat;
 mod error;
 #[cfg(test)]
 mod fixtures;
+mod frames;
 mod hub;
+mod listener;
 mod metrics;
 mod models;
 mod reassembly;
 mod request;
+mod requests;
+mod respond;
 mod routes;
 mod server;
 mod slot;
@@ -42,7 +50,7 @@ use crate::control::Tables;
 use crate::domain::ids::partition_of;
 use crate::records::Topic;
 use crate::runtime::kafka;
-use crate::runtime::publisher::{Deliveries, Publisher};
+use crate::runtime::publisher::Publisher;
 use crate::telemetry::Metrics;
 use crate::telemetry::health::Health;
 
@@ -53,6 +61,8 @@ pub type Control = Arc<dyn Fn() -> Arc<Tables> + Send + Sync>;
 
 /// Connections beside those of the requests under way: idle ones, and health probes.
 const CONNECTIONS_SPARE: usize = 1_024;
+/// The consumer group, of which nothing but the name is used.
+const GROUP: &str = "facade";
 /// How long after a request's deadline the owner's own terminal may still come, before the facade gives up by itself.
 const DEADLINE_GRACE: Duration = Duration::from_secs(5);
 /// How long ended streams may take to write their last bytes before their connections are closed.
@@ -112,12 +122,14 @@ impl Facade {
         if u32::try_from(partition).is_err() || partition as u32 >= options.partitions {
             return Err(Error::Partition { partition, topic: responses, partitions: options.partitions });
         }
-        let consumer: StreamConsumer = kafka::hot_consumer(&kafka, "facade")
-            .create()
-            .map_err(|source| Error::Consumer { brokers: kafka.brokers.clone(), source })?;
+        let consumer = |client: rdkafka::ClientConfig| {
+            let created = client.create::<StreamConsumer>();
+            created.map_err(|source| Error::Consumer { brokers: kafka.brokers.clone(), source })
+        };
+        let (live, missed) = (consumer(kafka::hot_consumer(&kafka, GROUP))?, consumer(catch_up_consumer(&kafka))?);
         health.missing(bus::COMPONENT, "not listening to answers yet");
 
-        let deliveries = Deliveries::lazy();
+        let deliveries = bus::Acknowledgements::new();
         let producer = bus::Producer {
             publisher: options.publisher,
             topic: kafka::topic_name(&kafka, Topic::Requests),
@@ -132,27 +144,33 @@ impl Facade {
             nonce: nonce()?,
             requests_max: config.requests_max,
             slot_bytes_max: config.slot_bytes_max,
+            slots_bytes_max: config.slots_bytes_max,
         });
+        let decoder = frames::Decoder { codec, health: health.clone(), component: bus::COMPONENT };
         let (stop, end) = (options.cancel.child_token(), CancellationToken::new());
         let mut bus = JoinSet::new();
         bus.spawn(bus::take_deliveries(hub.clone(), deliveries, stop.clone(), end.clone()));
         let reader = bus::Reader {
             hub: hub.clone(),
-            consumer: Arc::new(consumer),
-            topic: responses,
+            consumer: Arc::new(live),
+            topic: responses.clone(),
             partition,
-            codec,
+            decoder: decoder.clone(),
             health: health.clone(),
         };
         bus.spawn(reader.run(end.clone()));
+        bus.spawn(catch_up::reader::Reader::new(hub.clone(), missed, responses, decoder).run(end.clone()));
 
         let drain = config::millis(config.drain_ms);
-        let connections_max = config.requests_max + CONNECTIONS_SPARE;
+        let limits = server::Limits {
+            connections_max: config.requests_max + CONNECTIONS_SPARE,
+            stalled_max: config::millis(config.stalled_client_ms),
+        };
         let (control, deadline_grace) = (options.control, DEADLINE_GRACE);
         let app = Arc::new(routes::App { hub: hub.clone(), control, config, deadline_grace, health });
         let router = routes::router(&routes::ROUTES, app);
         let mut server = JoinSet::new();
-        server.spawn(server::serve(options.listener, router, connections_max, stop.clone()));
+        server.spawn(server::serve(options.listener, router, limits, stop.clone()));
         tracing::info!(%address, "facade listens");
         Ok(Self { address, hub, drain, server, bus, stop, end })
     }
@@ -177,6 +195,13 @@ impl Facade {
         let _ = tokio::time::timeout(BUS_END_TIMEOUT, ended).await;
         tracing::info!(address = %self.address, "facade stopped");
     }
+}
+
+/// The consumer of what was missed. It jumps, and a jump waits for the fetch that is under way.
+fn catch_up_consumer(kafka: &config::Kafka) -> rdkafka::ClientConfig {
+    let mut client = kafka::hot_consumer(kafka, GROUP);
+    client.set("enable.partition.eof", "true").set("fetch.wait.max.ms", "50");
+    client
 }
 
 /// What the frames of this process's requests begin their nonce with.

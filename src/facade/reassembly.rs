@@ -51,6 +51,16 @@ pub struct Reassembly {
 }
 
 impl Reassembly {
+    /// Goes on behind this content frame.
+    pub fn after(tenure: i64, attempt: u32, sequence: u32) -> Self {
+        Self { followed: Some(Followed { tenure, attempt }), next: sequence.saturating_add(1) }
+    }
+
+    /// The frames from this one on come again.
+    pub fn go_back(&mut self, sequence: u32) {
+        self.next = self.next.min(sequence);
+    }
+
     /// A content frame.
     pub fn content(&mut self, tenure: i64, attempt: u32, sequence: u32) -> Result<Verdict, Fault> {
         let frame = Followed { tenure, attempt };
@@ -119,6 +129,18 @@ mod tests {
             answer.content(7, 1, 0).unwrap();
             assert_eq!(answer.content(tenure, attempt, 0), verdict, "tenure {tenure} attempt {attempt}");
         }
+    }
+
+    #[test]
+    fn an_answer_is_gone_on_with_behind_a_frame_or_read_again_from_one() {
+        let mut answer = Reassembly::after(7, 1, 4);
+        assert_eq!(answer.content(7, 1, 4), Ok(Verdict::Drop));
+        assert_eq!(answer.content(7, 1, 5), Ok(Verdict::Take));
+        assert_eq!(answer.content(7, 2, 0), Err(Fault::OtherAttempt));
+        answer.go_back(5);
+        answer.go_back(9);
+        assert_eq!(answer.content(7, 1, 5), Ok(Verdict::Take));
+        assert_eq!(answer.terminal(1, 6, Outcome::Completed), Ok(()));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 
 /// How long a connection may be idle, or take for the headers of a request.
@@ -20,17 +21,25 @@ const BUFFER_BYTES_MAX: usize = 64 << 10;
 /// Wait after an accept that failed (mostly: no file descriptor is left).
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// What all connections of a listener have in common.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub connections_max: usize,
+    /// How long a client may take nothing of what is written to it, before its connection is closed.
+    pub stalled_max: Duration,
+}
+
 /// Serves until `stop`, then until the last connection has finished what it was asked. Dropping the future closes all.
-pub async fn serve(listener: TcpListener, router: Router, connections_max: usize, stop: CancellationToken) {
+pub async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
-            accepted = listener.accept(), if connections.len() < connections_max => match accepted {
+            accepted = listener.accept(), if connections.len() < limits.connections_max => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(connection(stream, router.clone(), stop.clone()));
+                    connections.spawn(connection(stream, router.clone(), limits, stop.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -43,12 +52,14 @@ pub async fn serve(listener: TcpListener, router: Router, connections_max: usize
     while connections.join_next().await.is_some() {}
 }
 
-async fn connection(stream: TcpStream, router: Router, stop: CancellationToken) {
+async fn connection(stream: TcpStream, router: Router, limits: Limits, stop: CancellationToken) {
     // Without it a frame waits for the acknowledgement of the one before.
     let _ = stream.set_nodelay(true);
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEADERS_TIMEOUT).max_buf_size(BUFFER_BYTES_MAX);
-    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(limits.stalled_max));
+    let connection = builder.serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);
     // How a connection ended is its client's matter; what it was asked has been counted.
     tokio::select! {

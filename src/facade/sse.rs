@@ -18,6 +18,25 @@ pub struct Position {
     pub offset: i64,
 }
 
+/// An event of a stream: a frame, and the event's place in it. Written as `PARTITION-OFFSET-INDEX`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventId {
+    pub at: Position,
+    pub index: usize,
+}
+
+impl EventId {
+    /// `None` when it is not written as events' ids are.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut numbers = text.split('-');
+        let mut number = || numbers.next().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        let (partition, offset, index) = (number()?, number()?, number()?);
+        let at = Position { partition: partition.parse().ok()?, offset: offset.parse().ok()? };
+        let index = index.parse::<u32>().ok()? as usize;
+        numbers.next().is_none().then_some(Self { at, index })
+    }
+}
+
 /// Appends one event, whose id is its frame's position and its index in the frame.
 pub fn event(out: &mut BytesMut, at: Position, index: usize, data: &[u8]) {
     // Writing into memory cannot fail.
@@ -46,6 +65,17 @@ mod tests {
         event(&mut out, Position { partition: 3, offset: 1_234 }, 7, data);
         assert!(out.len() <= data.len() + OVERHEAD_BYTES + 8 * data.iter().filter(|b| **b == b'\n').count());
         String::from_utf8(out.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn an_events_id_is_read_as_it_is_written() {
+        let at = Position { partition: 3, offset: 1_234 };
+        assert_eq!(EventId::parse("3-1234-7"), Some(EventId { at, index: 7 }));
+        let beyond = format!("3-{}-7", u128::MAX);
+        for text in ["", "3", "3-1234", "3-1234-7-", "3-1234-7-1", "-3-1234-7", "3--1-7", "+3-1-7", "3-1234-x", &beyond]
+        {
+            assert_eq!(EventId::parse(text), None, "{text}");
+        }
     }
 
     #[test]

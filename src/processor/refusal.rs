@@ -81,9 +81,12 @@ pub fn duplicate(open: bool) -> ApiError {
     error(409, "invalid_request_error", "duplicate_request_id", message)
 }
 
+/// The code of [`other_body`].
+pub const REQUEST_ID_REUSED: &str = "request_id_reused";
+
 pub fn other_body() -> ApiError {
     let message = "a request with this id was asked before with another body; give every request an id of its own";
-    error(409, "invalid_request_error", "request_id_reused", message)
+    error(409, "invalid_request_error", REQUEST_ID_REUSED, message)
 }
 
 pub fn deadline() -> ApiError {

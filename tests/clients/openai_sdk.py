@@ -8,6 +8,7 @@ BASE_URL ends in /v1. Ends with 0 when everything is as expected, else says what
 
 import argparse
 import sys
+import uuid
 
 import openai
 
@@ -64,6 +65,29 @@ def whole(client, model):
     expect(answer.usage and answer.usage.total_tokens > 0, f"usage: {answer.usage}")
     expect(raw.headers.get("x-request-id"), "a request id is given")
     expect(float(raw.headers["x-tollstream-cost-usd"]) > 0, f"a whole answer has its cost: {raw.headers}")
+
+
+def asked_again(client, model):
+    create = client.chat.completions.with_raw_response.create
+    headers = {"Idempotency-Key": f"sdk {uuid.uuid4()}"}
+    answers = [create(model=model, messages=MESSAGES, extra_headers=headers) for _ in range(2)]
+    expect("idempotent-replayed" not in answers[0].headers, f"the first one is new: {answers[0].headers}")
+    expect(answers[1].headers.get("idempotent-replayed") == "true", f"the second one is not: {answers[1].headers}")
+    expect(answers[0].parse() == answers[1].parse(), "both are the same answer")
+    ids = {answer.headers["x-request-id"] for answer in answers}
+    expect(len(ids) == 1, f"of one request: {ids}")
+    refused(
+        openai.ConflictError, 409, "idempotency_key_reused",
+        lambda: client.chat.completions.create(
+            model=model, messages=MESSAGES, max_tokens=7, extra_headers=headers
+        ),
+    )
+    streams = []
+    headers = {"Idempotency-Key": f"sdk {uuid.uuid4()}"}
+    for _ in range(2):
+        stream = client.chat.completions.create(model=model, messages=MESSAGES, stream=True, extra_headers=headers)
+        streams.append(list(stream))
+    expect(len(streams[0]) >= 3 and streams[0] == streams[1], "a stream is streamed again, chunk by chunk")
 
 
 def metadata(client, model):
@@ -139,6 +163,7 @@ def main():
         ("streamed with usage", lambda: streamed_with_usage(client, model)),
         ("headers of a stream", lambda: stream_headers(client, model)),
         ("whole", lambda: whole(client, model)),
+        ("asked again with an Idempotency-Key", lambda: asked_again(client, model)),
         ("metadata", lambda: metadata(client, model)),
         ("auto", lambda: chosen_by_the_gateway(client, model)),
         ("models", lambda: models(client, model)),

@@ -75,7 +75,7 @@ async fn start(config: &Config, codec: Arc<Codec>, health: Health) -> Facade {
 }
 
 /// What the facade asks, and a hand that answers.
-struct Processor {
+pub struct Processor {
     requests: StreamConsumer,
     publisher: Publisher,
     deliveries: Arc<Deliveries>,
@@ -84,7 +84,7 @@ struct Processor {
 }
 
 impl Processor {
-    fn new(config: &Config, codec: Arc<Codec>) -> Self {
+    pub fn new(config: &Config, codec: Arc<Codec>) -> Self {
         let requests: StreamConsumer = kafka::hot_consumer(&config.kafka, "test").create().unwrap();
         let mut all = TopicPartitionList::new();
         for partition in 0..PARTITIONS as i32 {
@@ -96,30 +96,38 @@ impl Processor {
         Self { requests, publisher, deliveries, responses: kafka::topic_name(&config.kafka, Topic::Responses), codec }
     }
 
-    async fn request(&self) -> Request {
+    pub async fn request(&self) -> Request {
         let mut stream = self.requests.stream();
         let message = tokio::time::timeout(PATIENCE, stream.next()).await.unwrap().unwrap().unwrap();
-        assert_eq!(message.key(), Some(b"acme".as_slice()));
         self.codec.decode::<RequestRecord>(message.payload().unwrap()).unwrap().try_into().unwrap()
     }
 
-    async fn chat(&self) -> Box<Chat> {
+    pub async fn chat(&self) -> Box<Chat> {
         match self.request().await {
             Request::Chat(chat) => chat,
             Request::Cancel(cancel) => panic!("{cancel:?}"),
         }
     }
 
-    async fn send(&self, chat: &Chat, payload: &[u8]) {
-        let partition = chat.reply_partition.unwrap();
-        let record = Outgoing { topic: &self.responses, partition, key: b"r", payload };
-        self.publisher.send(record, &self.deliveries, 1).unwrap();
+    pub async fn send(&self, chat: &Chat, payload: &[u8]) {
+        self.send_all(&[(chat, payload.to_vec())]).await;
+    }
+
+    /// Sends records to the askers of these requests, and waits until Kafka has all.
+    pub async fn send_all(&self, records: &[(&Chat, Vec<u8>)]) {
+        for (chat, payload) in records {
+            let (partition, key) = (chat.reply_partition.unwrap(), chat.request_id.as_str().as_bytes());
+            let record = Outgoing { topic: &self.responses, partition, key, payload };
+            self.publisher.send(record, &self.deliveries, 1).unwrap();
+        }
         let mut arrived = Vec::new();
-        self.deliveries.drain(&mut arrived).await;
+        while arrived.len() < records.len() {
+            self.deliveries.drain(&mut arrived).await;
+        }
         assert!(arrived.iter().all(|delivery| delivery.outcome.is_ok()), "{arrived:?}");
     }
 
-    fn encoded(&self, chat: &Chat, sequence: u32, body: FrameBody) -> Vec<u8> {
+    pub fn encoded(&self, chat: &Chat, sequence: u32, body: FrameBody) -> Vec<u8> {
         let frame = Frame {
             organization: chat.organization.clone(),
             request_id: chat.request_id.clone(),
@@ -136,11 +144,11 @@ impl Processor {
     }
 }
 
-fn content(event: &str) -> FrameBody {
+pub fn content(event: &str) -> FrameBody {
     FrameBody::Content(Content { head: None, events: vec![event.to_owned().into()] })
 }
 
-fn completed() -> FrameBody {
+pub fn completed() -> FrameBody {
     FrameBody::Terminal(Box::new(Terminal::of(Outcome::Completed)))
 }
 
@@ -170,7 +178,7 @@ async fn frames_come_back_in_order_whatever_stands_between_them() {
     let request = ask(&facade);
     let (response, chat) = tokio::join!(request.send(), async {
         let chat = processor.chat().await;
-        assert_eq!(chat.body, STREAMED);
+        assert_eq!((chat.body.as_ref(), chat.organization.as_str()), (STREAMED.as_bytes(), "acme"));
         processor.send(&chat, &processor.encoded(&chat, 0, content("{\"n\":0}"))).await;
         chat
     });

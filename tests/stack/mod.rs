@@ -2,6 +2,7 @@
 
 pub mod fixture;
 
+mod again;
 mod audit;
 mod checkpoints;
 mod compose;
@@ -12,6 +13,7 @@ mod evolution;
 mod facade;
 mod processes;
 mod rolling;
+mod slow;
 mod stream;
 mod topology;
 mod usage;

@@ -31,6 +31,10 @@ fn free_port() -> u16 {
 }
 
 pub fn run(config: &Config, instance: &str) -> Process {
+    run_roles(config, instance, "facade,processor,projection,sink")
+}
+
+pub fn run_roles(config: &Config, instance: &str, roles: &str) -> Process {
     let mut config = Config { instance: instance.to_owned(), ..config.clone() };
     config.facade.listen.set_port(free_port());
     config.admin.listen.set_port(free_port());
@@ -41,7 +45,7 @@ pub fn run(config: &Config, instance: &str) -> Process {
     let mut file = tempfile::NamedTempFile::new().expect("a file");
     file.write_all(text.as_bytes()).expect("written");
     let child = Command::new(env!("CARGO_BIN_EXE_tollstream"))
-        .args(["run", "--config"])
+        .args(["run", "--roles", roles, "--config"])
         .arg(file.path())
         .stdin(Stdio::null())
         .stderr(log_of(&config))
@@ -71,9 +75,7 @@ impl Process {
     }
 
     async fn partitions(&self) -> u32 {
-        let text = reqwest::get(format!("{}/metrics", self.admin)).await.expect("metrics").text().await.expect("text");
-        let line = text.lines().find(|line| line.starts_with("tollstream_processor_partitions_owned "));
-        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_else(|| panic!("no gauge in {text}"))
+        metric(&self.admin, "tollstream_processor_partitions_owned").await as u32
     }
 
     async fn ask(&self, key: &str) -> u16 {
@@ -82,6 +84,13 @@ impl Process {
         let client = reqwest::Client::builder().timeout(Duration::from_secs(60)).build().expect("a client");
         client.post(url).bearer_auth(key).json(&body).send().await.map_or(0, |a| a.status().as_u16())
     }
+}
+
+/// A metric without labels, as the admin address tells it.
+pub async fn metric(admin: &str, name: &str) -> f64 {
+    let text = reqwest::get(format!("{admin}/metrics")).await.expect("metrics").text().await.expect("text");
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+    value.unwrap_or_else(|| panic!("no {name} in {text}"))
 }
 
 pub fn key(config: &Config, organization: &str) -> String {

@@ -40,12 +40,12 @@ async fn a_cancel_that_finds_the_producer_full_is_sent_later() {
     facade.full.store(true, Ordering::SeqCst);
     facade.frame(&asked, content(1, 9, &["{}"]));
     assert_eq!(error_of(response.await.unwrap()).await.0, 502);
-    facade.hub.send_waiting_cancels();
+    facade.hub.look(tokio::time::Instant::now());
     assert!(facade.sent.try_recv().is_err());
     facade.full.store(false, Ordering::SeqCst);
-    facade.hub.send_waiting_cancels();
+    facade.hub.look(tokio::time::Instant::now());
     assert_eq!(facade.cancelled().await.reason, "answer_broken");
-    facade.hub.send_waiting_cancels();
+    facade.hub.look(tokio::time::Instant::now());
     assert!(facade.sent.try_recv().is_err());
 }
 

@@ -1,10 +1,14 @@
 //! The facade over real sockets, with a bus that keeps what is sent and frames that the tests make up. No engines.
 
+mod again;
+mod catch_up;
 mod errors;
 mod lifecycle;
 mod openapi;
+mod slot;
 mod streams;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,7 +21,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::hub::{self, Bus, Hub};
+use super::catch_up::{Plan, Sweep};
+use super::hub::{self, Bus, Hub, Sending};
 use super::metrics::Metrics;
 use super::routes::{App, ROUTES, router};
 use super::sse::Position;
@@ -32,6 +37,9 @@ use crate::telemetry::health::Health;
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
 const PARTITIONS: u32 = 4;
+const REPLY_PARTITION: i32 = 3;
+/// Of the frames that the tests make up.
+const FIRST_OFFSET: i64 = 100;
 
 /// A record that the facade sent.
 pub struct Sent {
@@ -48,7 +56,8 @@ struct FakeBus {
 }
 
 impl Bus for FakeBus {
-    fn send(&self, partition: i32, key: &[u8], payload: &[u8], tag: u64) -> Result<(), publisher::Error> {
+    fn send(&self, sending: Sending<'_>) -> Result<(), publisher::Error> {
+        let Sending { partition, key, payload, tag, .. } = sending;
         if self.full.load(Ordering::SeqCst) {
             return Err(publisher::Error::Full);
         }
@@ -68,7 +77,8 @@ pub struct Facade {
     health: Health,
     stop: CancellationToken,
     server: JoinSet<()>,
-    next_offset: Mutex<i64>,
+    log: Arc<Mutex<Vec<Frame>>>,
+    _tasks: JoinSet<()>,
 }
 
 /// A request that has arrived on the bus.
@@ -102,10 +112,11 @@ impl Facade {
             codec: Arc::new(codec),
             metrics: Metrics::unregistered(),
             partitions: PARTITIONS,
-            reply_partition: 3,
+            reply_partition: REPLY_PARTITION,
             nonce: "ours".into(),
             requests_max: config.requests_max,
             slot_bytes_max: config.slot_bytes_max,
+            slots_bytes_max: config.slots_bytes_max,
         });
         let tables = Arc::new(fixtures::tables());
         let health = Health::default();
@@ -119,9 +130,12 @@ impl Facade {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (mut server, stop) = (JoinSet::new(), CancellationToken::new());
-        server.spawn(server::serve(listener, router(&ROUTES, Arc::new(app)), 100, stop.clone()));
+        let limits = server::Limits { connections_max: 100, stalled_max: config::millis(app.config.stalled_client_ms) };
+        server.spawn(server::serve(listener, router(&ROUTES, Arc::new(app)), limits, stop.clone()));
+        let (log, mut tasks) = (Arc::<Mutex<Vec<Frame>>>::default(), JoinSet::new());
+        tasks.spawn(read_again(hub.clone(), log.clone()));
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { address, hub, sent, full, client, health, stop, server, next_offset: Mutex::new(100) }
+        Self { address, hub, sent, full, client, health, stop, server, log, _tasks: tasks }
     }
 
     fn url(&self, path: &str) -> String {
@@ -190,7 +204,7 @@ impl Facade {
         self.hub.delivered(&Delivery { tag: asked.sent.tag, outcome });
     }
 
-    /// Gives a frame to the request, at offsets from 100 on.
+    /// Gives a frame to the request.
     fn frame(&self, asked: &Asked, frame: Frame) {
         let nonce = asked.chat.reply_nonce.clone();
         self.raw_frame(Frame {
@@ -202,9 +216,46 @@ impl Facade {
     }
 
     fn raw_frame(&self, frame: Frame) {
-        let mut offset = self.next_offset.lock().unwrap();
-        self.hub.frame(Position { partition: 3, offset: *offset }, frame);
-        *offset += 1;
+        let mut log = self.log.lock().unwrap();
+        log.push(frame.clone());
+        let offset = FIRST_OFFSET + log.len() as i64 - 1;
+        drop(log);
+        self.hub.frame(Position { partition: REPLY_PARTITION, offset }, &frame);
+    }
+}
+
+/// The catch-up reader's part: reads the frames of the test again for those who need them.
+async fn read_again(hub: Arc<Hub>, log: Arc<Mutex<Vec<Frame>>>) {
+    let mut sweeps = HashMap::<i32, Sweep>::new();
+    let mut look = tokio::time::interval(Duration::from_millis(5));
+    loop {
+        tokio::select! {
+            () = hub.readers().hungry() => {}
+            _ = look.tick() => {}
+        }
+        let end = FIRST_OFFSET + log.lock().unwrap().len() as i64;
+        for slot in hub.readers().unlocated() {
+            let log = if slot.partition() == REPLY_PARTITION { FIRST_OFFSET..end } else { 0..0 };
+            hub.readers().located(slot, log, FIRST_OFFSET);
+        }
+        for (partition, plan) in hub.readers().plan(&sweeps) {
+            match plan {
+                Plan::Stay => {}
+                Plan::Read(offset) => _ = sweeps.insert(partition, Sweep::from(offset)),
+                Plan::Leave => _ = sweeps.remove(&partition),
+            }
+        }
+        for (partition, sweep) in &mut sweeps {
+            let frame = |offset: i64| log.lock().unwrap().get((offset - FIRST_OFFSET) as usize).cloned();
+            while *partition == REPLY_PARTITION
+                && let Some(frame) = frame(sweep.next)
+            {
+                let at = Position { partition: *partition, offset: sweep.next };
+                sweep.next += 1;
+                hub.logged(at, frame.request_id.as_str().as_bytes(), Some(&frame));
+            }
+            sweep.ended = true;
+        }
     }
 }
 

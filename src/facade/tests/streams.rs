@@ -225,33 +225,70 @@ async fn a_stream_past_its_deadline_ends_with_an_error() {
 }
 
 #[tokio::test]
-async fn a_client_that_reads_too_slowly_holds_nobody_up_and_gets_an_error_after_its_prefix() {
+async fn a_client_that_reads_slowly_holds_nobody_up_and_gets_the_whole_answer() {
     let mut facade = Facade::with(config::Facade { slot_bytes_max: 100_000, ..config() }).await;
     let (mut slow, asked) = facade.raw().await;
     let event = format!("{{\"text\":\"{}\"}}", "x".repeat(20_000));
     let mut sequence = 0;
-    // Whatever the sockets between hold, at some time the slot is full.
-    while facade.sent.is_empty() {
+    // Whatever the sockets between hold, at some time the slot is full and the client a laggard.
+    while facade.hub.readers().len() == 0 {
         facade.frame(&asked, content(1, sequence, &[&event]));
         assert!(facade.hub.metrics().bytes_waiting() <= 100_000 + 20_100);
         sequence += 1;
         tokio::task::yield_now().await;
     }
-    assert_eq!(facade.cancelled().await.reason, "client_too_slow");
+    for _ in 0..50 {
+        facade.frame(&asked, content(1, sequence, &[&event]));
+        sequence += 1;
+    }
+    assert_eq!(facade.hub.metrics().bytes_waiting(), 0, "nothing waits in memory for a client that takes nothing");
     // Another client is served all the while.
-    let (other, asked) = facade.ask(WHOLE).await;
-    facade.frame(&asked, whole("{}"));
+    let (other, asked_by_other) = facade.ask(WHOLE).await;
+    facade.frame(&asked_by_other, whole("{}"));
     assert_eq!(other.await.unwrap().text().await.unwrap(), "{}");
 
+    facade.frame(&asked, completed(1, sequence));
+    let text = rest(&mut slow).await;
+    assert!(text.ends_with("data: [DONE]\n\n"));
+    assert_eq!(text.matches("id: 3-").count(), sequence as usize);
+    assert_eq!(text.matches("x".repeat(20_000).as_str()).count(), sequence as usize);
+    assert_eq!((facade.hub.metrics().bytes_waiting(), facade.hub.readers().len()), (0, 0));
+    assert!(facade.sent.try_recv().is_err(), "nothing is cancelled");
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_for_too_long_is_left() {
+    let mut facade = Facade::with(config::Facade { stalled_client_ms: 50, ..config() }).await;
+    let (mut slow, asked) = facade.raw().await;
+    let event = format!("{{\"text\":\"{}\"}}", "x".repeat(20_000));
+    let mut sequence = 0;
+    while facade.sent.is_empty() {
+        facade.frame(&asked, content(1, sequence, &[&event]));
+        sequence += 1;
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(facade.cancelled().await.reason, "client_disconnected");
+    // What it may still read does not look like an end.
     let mut bytes = Vec::new();
-    let mut piece = vec![0; 1 << 16];
+    let _ = tokio::time::timeout(PATIENCE, slow.read_to_end(&mut bytes)).await.unwrap();
+    assert!(!bytes.is_empty() && !bytes.ends_with(b"0\r\n\r\n"));
+    assert_eq!((facade.hub.metrics().bytes_waiting(), facade.hub.readers().len()), (0, 0));
+}
+
+/// The body of the response, its head left out and its chunks put together.
+async fn rest(stream: &mut TcpStream) -> String {
+    let (mut bytes, mut piece) = (Vec::new(), vec![0; 1 << 16]);
     while !bytes.ends_with(b"\r\n0\r\n\r\n") {
-        let read = tokio::time::timeout(PATIENCE, slow.read(&mut piece)).await.unwrap().unwrap();
+        let read = tokio::time::timeout(PATIENCE, stream.read(&mut piece)).await.unwrap().unwrap();
         assert!(read > 0, "the stream has an end");
         bytes.extend_from_slice(&piece[..read]);
     }
-    let text = String::from_utf8_lossy(&bytes);
-    assert!(text.contains("client_too_slow") && !text.contains("[DONE]"));
-    assert!(text.matches("id: 3-").count() < sequence as usize);
-    assert_eq!(facade.hub.metrics().bytes_waiting(), 0);
+    let text = String::from_utf8(bytes).unwrap();
+    let (mut chunks, mut body) = (text.split_once("\r\n\r\n").unwrap().1, String::new());
+    while let Some((size, rest)) = chunks.split_once("\r\n") {
+        let (chunk, rest) = rest.split_at(usize::from_str_radix(size, 16).unwrap());
+        body.push_str(chunk);
+        chunks = rest.strip_prefix("\r\n").unwrap();
+    }
+    body
 }

@@ -1,0 +1,85 @@
+//! The connections' ends: a permit for each request that may be under way, and a listener for each answer.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::error::Refusal;
+use super::hub::{Cancelled, Hub, OnDisconnect};
+use super::slot::Slot;
+
+/// Most bytes of request bodies that are in memory at once, from their first byte to the producer.
+const BODIES_BYTES_MAX: usize = 256 << 20;
+
+/// One of the requests that may be under way, and the bytes of its body.
+pub struct Permit {
+    hub: Arc<Hub>,
+    body_bytes: usize,
+}
+
+impl Permit {
+    pub(super) fn new(hub: Arc<Hub>) -> Self {
+        Self { hub, body_bytes: 0 }
+    }
+
+    /// Takes room for so many more bytes of the body.
+    pub fn take_body(&mut self, bytes: usize) -> Result<(), Refusal> {
+        if self.hub.bodies_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > BODIES_BYTES_MAX {
+            self.hub.bodies_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(Refusal::Overloaded);
+        }
+        self.body_bytes += bytes;
+        Ok(())
+    }
+
+    pub(super) fn release_body(&mut self) {
+        self.hub.bodies_bytes.fetch_sub(std::mem::take(&mut self.body_bytes), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.release_body();
+        self.hub.open.fetch_sub(1, Ordering::Relaxed);
+        self.hub.metrics().finished();
+    }
+}
+
+/// The connection's end of a slot. When it is dropped before the answer has ended, the client went away: the slot is
+/// freed, and the request cancelled, if it was asked here and does not outlive its client.
+pub struct Listener {
+    pub(super) hub: Arc<Hub>,
+    pub slot: Arc<Slot>,
+    /// `None`: the answer is only read.
+    pub(super) ask: Option<Ask>,
+    pub(super) permit: Option<Permit>,
+}
+
+/// A request that was asked here.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask {
+    pub tag: u64,
+    pub on_disconnect: OnDisconnect,
+    pub sent: bool,
+}
+
+impl Listener {
+    /// The time of the answer is over. True when it may go on all the same, since it is on its way from the log.
+    pub fn goes_on_late(&self) -> bool {
+        let goes_on = self.slot.goes_on();
+        if !goes_on {
+            self.hub.give_up(&self.slot, Refusal::Deadline, Cancelled::Deadline);
+        }
+        goes_on
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let permit = self.permit.take();
+        match self.ask {
+            Some(ask) => self.hub.close_slot(ask, &self.slot, permit),
+            None => _ = self.slot.abandon(),
+        }
+        self.hub.readers().remove(&self.slot);
+    }
+}

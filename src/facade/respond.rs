@@ -1,0 +1,81 @@
+//! What a response begins with: status and headers, decided when they are known.
+
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::response::Response;
+
+use super::answer::Answer;
+use super::error::{self, X_REQUEST_ID, value};
+use super::metrics::Outcome;
+use super::routes::App;
+use super::slot::Beginning;
+use crate::domain::RequestId;
+use crate::records::responses::{ApiError, Head, Terminal};
+
+const MODEL_HEADER: HeaderName = HeaderName::from_static("x-tollstream-model");
+const DEPLOYMENT_HEADER: HeaderName = HeaderName::from_static("x-tollstream-deployment");
+const TIER_HEADER: HeaderName = HeaderName::from_static("x-tollstream-tier");
+const COST_HEADER: HeaderName = HeaderName::from_static("x-tollstream-cost-usd");
+/// Set when the answer is the one to an earlier, equal request; named as others name it.
+const REPLAYED_HEADER: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+/// Status and headers, as soon as they are known.
+pub async fn respond(app: &App, id: &RequestId, mut answer: Answer, stream: bool, began: Instant) -> Response {
+    let beginning = answer.beginning(stream).await;
+    if beginning.is_some() {
+        app.hub.metrics().first_frame(began.elapsed());
+    }
+    match beginning {
+        None => streamed(id, None, answer),
+        Some(Beginning::Stream(head)) => streamed(id, head, answer),
+        Some(Beginning::Whole(terminal)) => {
+            let replayed = answer.is_replay();
+            answer.ended(Outcome::Ok);
+            whole(id, *terminal, replayed)
+        }
+        Some(Beginning::Failed(error)) => {
+            answer.ended(outcome_of(&error));
+            error::response(&error, id)
+        }
+    }
+}
+
+pub fn outcome_of(error: &ApiError) -> Outcome {
+    if (400..500).contains(&error.status) { Outcome::ClientError } else { Outcome::ServerError }
+}
+
+fn streamed(id: &RequestId, head: Option<Head>, answer: Answer) -> Response {
+    let replayed = answer.is_replay();
+    let mut response = Response::new(answer.into_body());
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    who_answers(headers, id, head, replayed);
+    response
+}
+
+fn whole(id: &RequestId, terminal: Terminal, replayed: bool) -> Response {
+    let mut response = Response::new(Body::from(terminal.body.unwrap_or_default()));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    // An unknown cost is absent, never 0.
+    if let Some(cost) = terminal.cost_pico_usd {
+        headers.insert(COST_HEADER, value(&cost.to_string()));
+    }
+    who_answers(headers, id, terminal.head, replayed);
+    response
+}
+
+fn who_answers(headers: &mut HeaderMap, id: &RequestId, head: Option<Head>, replayed: bool) {
+    headers.insert(X_REQUEST_ID, value(id.as_str()));
+    if replayed {
+        headers.insert(REPLAYED_HEADER, HeaderValue::from_static("true"));
+    }
+    if let Some(head) = head {
+        headers.insert(MODEL_HEADER, value(head.model.as_str()));
+        headers.insert(DEPLOYMENT_HEADER, value(head.deployment.as_str()));
+        headers.insert(TIER_HEADER, HeaderValue::from(u16::from(head.tier)));
+    }
+}
