@@ -1,6 +1,7 @@
 //! The facade's edge to Kafka: requests out through the process's producer, frames in from its own partition of `responses`.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -8,6 +9,7 @@ use rdkafka::consumer::{Consumer as _, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::{Message as _, Offset, TopicPartitionList};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::hub::{Bus, Hub};
@@ -28,6 +30,12 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_secs(1);
 /// Frames after which other tasks of the thread have their turn.
 const FRAMES_PER_TURN: u32 = 128;
+/// How long answers may wait for a schema while the registry does not answer, and for how long its records are passed over
+/// then before it is asked again.
+const LEARN_MAX: Duration = Duration::from_secs(5);
+const PASSED_OVER: Duration = Duration::from_secs(10);
+/// Schemas that are passed over at the most; then all are asked for again.
+const PASSED_OVER_MAX: usize = 64;
 /// How long closing the consumer may take before it is left alone.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -44,6 +52,10 @@ pub struct Producer {
 impl Bus for Producer {
     fn send(&self, partition: i32, key: &[u8], payload: &[u8], tag: u64) -> Result<(), publisher::Error> {
         self.publisher.send(Outgoing { topic: &self.topic, partition, key, payload }, &self.deliveries, tag)
+    }
+
+    fn acknowledges(&self) -> bool {
+        self.publisher.acknowledges()
     }
 }
 
@@ -84,6 +96,8 @@ pub struct Reader {
     pub partition: i32,
     pub codec: Arc<Codec>,
     pub health: Health,
+    /// Schemas that the registry could not tell, and until when it is not asked again.
+    pub passed_over: Mutex<HashMap<u32, Instant>>,
 }
 
 impl Reader {
@@ -175,7 +189,8 @@ impl Reader {
         tracing::warn!(topic = self.topic, partition = self.partition, %error, "reading answers was interrupted");
     }
 
-    /// One record. An unknown schema holds the partition until it is known; what is no frame is counted and passed over.
+    /// One record. An unknown schema holds the partition for a few seconds, since all answers wait behind it; what is no
+    /// frame is counted and passed over.
     async fn take(&self, message: &BorrowedMessage<'_>) {
         let at = Position { partition: message.partition(), offset: message.offset() };
         let payload = message.payload().unwrap_or_default();
@@ -203,22 +218,39 @@ impl Reader {
         );
     }
 
-    /// Learns a schema; while the registry does not answer, this waits.
+    /// Learns a schema; while the registry does not answer, this waits for a bounded time.
     async fn learn(&self, id: u32) -> Result<(), codec::Error> {
-        let mut wait = RETRY_MIN;
-        loop {
-            match self.codec.learn(id).await {
-                Err(error @ codec::Error::Registry { .. }) => {
-                    tracing::warn!(%error, schema = id, "answers wait for a schema");
-                    self.health.missing(COMPONENT, format!("schema {id} is not known: {error}"));
-                }
-                decided => {
-                    self.health.ready(COMPONENT);
-                    return decided;
-                }
-            }
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(RETRY_MAX);
+        let until = self.passed_over().get(&id).copied();
+        if until.is_some_and(|until| Instant::now() < until) {
+            return Err(codec::Error::UnknownSchema { id });
         }
+        let mut wait = RETRY_MIN;
+        let learning = async {
+            loop {
+                match self.codec.learn(id).await {
+                    Err(error @ codec::Error::Registry { .. }) => {
+                        tracing::warn!(%error, schema = id, "answers wait for a schema");
+                    }
+                    decided => return decided,
+                }
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(RETRY_MAX);
+            }
+        };
+        let learned = tokio::time::timeout(LEARN_MAX, learning).await;
+        let mut passed_over = self.passed_over();
+        if learned.is_err() {
+            if passed_over.len() >= PASSED_OVER_MAX {
+                passed_over.clear();
+            }
+            passed_over.insert(id, Instant::now() + PASSED_OVER);
+        } else {
+            passed_over.remove(&id);
+        }
+        learned.unwrap_or(Err(codec::Error::UnknownSchema { id }))
+    }
+
+    fn passed_over(&self) -> MutexGuard<'_, HashMap<u32, Instant>> {
+        self.passed_over.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

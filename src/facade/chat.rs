@@ -29,7 +29,20 @@ const TIER_HEADER: HeaderName = HeaderName::from_static("x-tollstream-tier");
 const COST_HEADER: HeaderName = HeaderName::from_static("x-tollstream-cost-usd");
 
 /// How long a client may take to send its body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+#[derive(Debug, Clone, Copy)]
+pub struct BodyTimes {
+    /// Afterwards the request needs one of the places for slow bodies.
+    pub prompt: Duration,
+    /// Without a byte, once it is slow.
+    pub idle: Duration,
+    /// In all.
+    pub whole: Duration,
+}
+
+impl BodyTimes {
+    pub const DEFAULT: Self =
+        Self { prompt: Duration::from_secs(1), idle: Duration::from_secs(10), whole: Duration::from_secs(60) };
+}
 
 pub async fn complete(State(app): State<Arc<App>>, http: Request) -> Response {
     let began = Instant::now();
@@ -52,7 +65,7 @@ async fn ask(app: &App, id: &RequestId, http: Request) -> Result<(Answer, bool),
     let caller = authenticate::caller(&tables, &parts.headers, parts.uri.query())?;
     let headers = request::headers(&parts.headers)?;
     let mut permit = app.hub.admit()?;
-    let body = read_body(&mut permit, &parts.headers, body, app.config.body_bytes_max).await?;
+    let body = read_body(app, &mut permit, &parts.headers, body).await?;
     let asked = request::read(&body)?;
     let organization = caller.organization(&tables, headers.organization, asked.organization)?;
 
@@ -84,19 +97,35 @@ async fn ask(app: &App, id: &RequestId, http: Request) -> Result<(Answer, bool),
 }
 
 /// Reads the body, within the bounds of one request and of all together.
-async fn read_body(permit: &mut Permit, headers: &HeaderMap, body: Body, max: usize) -> Result<Bytes, Refusal> {
+async fn read_body(app: &App, permit: &mut Permit, headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
+    let (max, times) = (app.config.body_bytes_max, app.body_times);
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if length.is_some_and(|length| length > max) {
         return Err(Refusal::BodyTooLarge { max });
     }
-    let read = tokio::time::timeout(BODY_TIMEOUT, collect(permit, body, length, max));
-    read.await.map_err(|_| Refusal::BodyTimeout { seconds: BODY_TIMEOUT.as_secs() })?
+    let read = tokio::time::timeout(times.whole, collect(permit, body, (length, max), times));
+    read.await.map_err(|_| Refusal::BodyTimeout { seconds: times.whole.as_secs() })?
 }
 
-async fn collect(permit: &mut Permit, body: Body, length: Option<usize>, max: usize) -> Result<Bytes, Refusal> {
+async fn collect(
+    permit: &mut Permit,
+    body: Body,
+    (length, max): (Option<usize>, usize),
+    times: BodyTimes,
+) -> Result<Bytes, Refusal> {
+    let prompt_until = tokio::time::Instant::now() + times.prompt;
     let mut pieces = body.into_data_stream();
     let mut all = BytesMut::new();
-    while let Some(piece) = pieces.next().await {
+    loop {
+        let piece = match tokio::time::timeout_at(prompt_until, pieces.next()).await {
+            Ok(piece) => piece,
+            Err(_) => {
+                permit.take_slow_place()?;
+                let waited = tokio::time::timeout(times.idle, pieces.next()).await;
+                waited.map_err(|_| Refusal::BodyTimeout { seconds: times.idle.as_secs() })?
+            }
+        };
+        let Some(piece) = piece else { return Ok(all.freeze()) };
         let piece = piece.map_err(|_| Refusal::BodyUnreadable)?;
         // What is announced takes no room, what has come does: who announces much and sends nothing holds nobody up.
         permit.take_body(piece.len())?;
@@ -109,7 +138,6 @@ async fn collect(permit: &mut Permit, body: Body, length: Option<usize>, max: us
         }
         all.extend_from_slice(&piece);
     }
-    Ok(all.freeze())
 }
 
 /// Status and headers, as soon as they are known.

@@ -19,6 +19,8 @@ use crate::runtime::publisher;
 
 /// Most bytes of request bodies that are in memory at once, from their first byte to the producer.
 const BODIES_BYTES_MAX: usize = 256 << 20;
+/// Most of the requests under way, in percent, whose bodies are slow to come.
+const SLOW_BODIES_PERCENT_MAX: usize = 25;
 /// Most bytes of answers that wait for all clients together.
 const SLOTS_BYTES_MAX: usize = 256 << 20;
 /// Cancels that wait because the producer is full; more are lost and counted.
@@ -31,6 +33,9 @@ const CANCEL_TAG: u64 = 0;
 /// Takes records for `requests`. What became of one comes to [`Hub::delivered`] with its tag.
 pub trait Bus: Send + Sync {
     fn send(&self, partition: i32, key: &[u8], payload: &[u8], tag: u64) -> Result<(), publisher::Error>;
+
+    /// Whether what is sent now can be expected to be acknowledged.
+    fn acknowledges(&self) -> bool;
 }
 
 /// Where and within which bounds a hub works.
@@ -57,6 +62,7 @@ pub struct Hub {
     next_tag: AtomicU64,
     open: AtomicUsize,
     bodies_bytes: AtomicUsize,
+    slow_bodies: AtomicUsize,
     listening: AtomicBool,
     stopping: AtomicBool,
 }
@@ -83,6 +89,7 @@ impl Hub {
             next_tag: AtomicU64::new(CANCEL_TAG + 1),
             open: AtomicUsize::new(0),
             bodies_bytes: AtomicUsize::new(0),
+            slow_bodies: AtomicUsize::new(0),
             listening: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         })
@@ -110,8 +117,11 @@ impl Hub {
         if !self.listening.load(Ordering::Acquire) {
             return Err(Refusal::NotReady { missing: "it does not listen to Kafka yet" });
         }
+        if !self.options.bus.acknowledges() {
+            return Err(Refusal::NotReady { missing: "Kafka does not acknowledge records at present" });
+        }
         // The permit takes itself back when it is too many.
-        let permit = Permit { hub: self.clone(), body_bytes: 0 };
+        let permit = Permit { hub: self.clone(), body_bytes: 0, is_slow: false };
         self.options.metrics.begun();
         match self.open.fetch_add(1, Ordering::Relaxed) < self.options.requests_max {
             true => Ok(permit),
@@ -276,9 +286,25 @@ impl Hub {
 pub struct Permit {
     hub: Arc<Hub>,
     body_bytes: usize,
+    /// It has one of the places for slow bodies.
+    is_slow: bool,
 }
 
 impl Permit {
+    /// Takes one of the places for bodies that are slow to come: who opens requests and sends nothing holds few of them.
+    pub fn take_slow_place(&mut self) -> Result<(), Refusal> {
+        if self.is_slow {
+            return Ok(());
+        }
+        let most = (self.hub.options.requests_max * SLOW_BODIES_PERCENT_MAX / 100).max(1);
+        if self.hub.slow_bodies.fetch_add(1, Ordering::Relaxed) >= most {
+            self.hub.slow_bodies.fetch_sub(1, Ordering::Relaxed);
+            return Err(Refusal::Overloaded);
+        }
+        self.is_slow = true;
+        Ok(())
+    }
+
     /// Takes room for so many more bytes of the body.
     pub fn take_body(&mut self, bytes: usize) -> Result<(), Refusal> {
         if self.hub.bodies_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > BODIES_BYTES_MAX {
@@ -290,6 +316,9 @@ impl Permit {
     }
 
     fn release_body(&mut self) {
+        if std::mem::take(&mut self.is_slow) {
+            self.hub.slow_bodies.fetch_sub(1, Ordering::Relaxed);
+        }
         self.hub.bodies_bytes.fetch_sub(std::mem::take(&mut self.body_bytes), Ordering::Relaxed);
     }
 }

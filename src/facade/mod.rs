@@ -28,7 +28,7 @@ mod sse;
 mod tests;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rdkafka::consumer::StreamConsumer;
@@ -143,13 +143,15 @@ impl Facade {
             partition,
             codec,
             health: health.clone(),
+            passed_over: Mutex::default(),
         };
         bus.spawn(reader.run(end.clone()));
 
         let drain = config::millis(config.drain_ms);
         let connections_max = config.requests_max + CONNECTIONS_SPARE;
         let (control, deadline_grace) = (options.control, DEADLINE_GRACE);
-        let app = Arc::new(routes::App { hub: hub.clone(), control, config, deadline_grace, health });
+        let body_times = chat::BodyTimes::DEFAULT;
+        let app = Arc::new(routes::App { hub: hub.clone(), control, config, deadline_grace, body_times, health });
         let router = routes::router(&routes::ROUTES, app);
         let mut server = JoinSet::new();
         server.spawn(server::serve(options.listener, router, connections_max, stop.clone()));

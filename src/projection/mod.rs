@@ -109,6 +109,7 @@ struct Running {
     deliveries: Arc<Deliveries>,
     partitions: HashMap<i32, Partition>,
     in_flight: HashMap<u64, InFlight>,
+    in_flight_bytes: usize,
     /// What Kafka did not take, to be sent again from then on.
     unsent: VecDeque<u64>,
     resend_at: Instant,
@@ -137,6 +138,7 @@ impl Running {
             deliveries: Deliveries::new(),
             partitions: HashMap::new(),
             in_flight: HashMap::new(),
+            in_flight_bytes: 0,
             unsent: VecDeque::new(),
             resend_at: Instant::now(),
             trouble: None,
@@ -186,7 +188,10 @@ impl Running {
 
     /// Room for more usage records on their way. While Kafka does not take them, nothing is read.
     fn has_room(&self) -> bool {
-        self.in_flight.len() < self.options.projection.in_flight_max && self.unsent.is_empty()
+        let most = &self.options.projection;
+        self.in_flight.len() < most.in_flight_max
+            && self.in_flight_bytes < most.in_flight_bytes_max
+            && self.unsent.is_empty()
     }
 
     fn change(&mut self, member: &Member, change: Change) {
@@ -314,6 +319,7 @@ impl Running {
         for (organization, payload) in encoded {
             let tag = self.next_tag;
             self.next_tag += 1;
+            self.in_flight_bytes += payload.len();
             self.in_flight.insert(tag, InFlight { partition: number, stay, number: read, organization, payload });
             self.send(tag);
         }
@@ -352,7 +358,7 @@ impl Running {
                 self.refused(tag, &error.to_string());
                 continue;
             }
-            let Some(posting) = self.in_flight.remove(&tag) else { continue };
+            let Some(posting) = self.landed(tag) else { continue };
             self.counters.postings.inc();
             let partition = self.partitions.get_mut(&posting.partition);
             if let Some(partition) = partition.filter(|partition| partition.stay == posting.stay) {
@@ -363,6 +369,13 @@ impl Running {
                 self.tell_health();
             }
         }
+    }
+
+    /// A usage record waits for nothing any more.
+    fn landed(&mut self, tag: u64) -> Option<InFlight> {
+        let posting = self.in_flight.remove(&tag)?;
+        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(posting.payload.len());
+        Some(posting)
     }
 
     /// A person must look: the partition stays where it is, the others go on.
@@ -392,7 +405,7 @@ impl Running {
                     self.partitions.get(&posting.partition).is_none_or(|partition| partition.stay != posting.stay)
                 });
                 if given_away {
-                    self.in_flight.remove(&tag);
+                    self.landed(tag);
                 } else {
                     self.send(tag);
                 }

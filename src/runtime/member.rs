@@ -214,6 +214,12 @@ impl Member {
     pub fn unassign(&self, partitions: &[i32]) {
         let mut reading = self.reading();
         reading.unanswered = None;
+        // librdkafka remembers a pause for longer than an assignment: one that comes back would stay paused.
+        let paused = partitions.iter().filter(|p| reading.all_paused || reading.paused.contains(p));
+        let paused = self.list(paused.map(|p| (*p, Offset::Invalid)));
+        if paused.count() > 0 {
+            self.done("resume", self.consumer.resume(&paused));
+        }
         for partition in partitions {
             reading.assigned.remove(partition);
             reading.paused.remove(partition);

@@ -13,6 +13,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::de::DeserializeOwned;
 
 use super::publisher::{Deliveries, Outgoing, Publisher};
+use super::room::{Hold, Room};
 use super::{clock, kafka};
 use crate::codec::{self, Codec};
 use crate::config;
@@ -58,6 +59,8 @@ pub struct Takeover {
     pub tenure: Tenure,
     /// Of the open requests, as far as `requests` still has them.
     pub bodies: HashMap<RequestKey, Bytes>,
+    /// What they take of the process's room, until the owner has taken it.
+    pub held: Hold,
 }
 
 /// What a restore works with.
@@ -69,6 +72,8 @@ pub struct Restore {
     pub owner: String,
     /// Bodies that are read again at the most: as many as there may be calls. Requests beyond are settled.
     pub open_max: usize,
+    /// For all bodies of the process.
+    pub room: Room,
 }
 
 impl Restore {
@@ -86,15 +91,18 @@ impl Restore {
         let id = self.append_ownership(&topic, partition, handle)?;
         self.fold_until(&consumer, &mut folded, id + 1, handle)?;
         drop(consumer);
-        let bodies = self.bodies(partition, &folded.state, handle)?;
-        Ok(Takeover { partition, tenure: Tenure::begin(id, folded.state), bodies })
+        let mut held = self.room.hold();
+        let bodies = self.bodies(partition, &folded.state, &mut held, handle)?;
+        Ok(Takeover { partition, tenure: Tenure::begin(id, folded.state), bodies, held })
     }
 
-    /// Reads the bodies of the open requests again, by their offsets. One that cannot be read is left out.
+    /// Reads the bodies of the open requests again, by their offsets. One that cannot be read, or that there is no room
+    /// for, is left out.
     fn bodies(
         &self,
         partition: i32,
         state: &State,
+        held: &mut Hold,
         handle: &tokio::runtime::Handle,
     ) -> Result<HashMap<RequestKey, Bytes>, Error> {
         let failed = |source| Error::Kafka { partition, source };
@@ -117,7 +125,9 @@ impl Restore {
                 consumer.assign(&assignment).map_err(failed)?;
             }
             next = Some(offset + 1);
-            if let Some(body) = self.body(&consumer, partition, offset, key, handle)? {
+            if let Some(body) = self.body(&consumer, partition, offset, key, handle)?
+                && held.take(body.len())
+            {
                 bodies.insert(key.clone(), body);
             }
         }

@@ -161,7 +161,7 @@ impl Running {
     }
 
     fn has_room(&self) -> bool {
-        !self.collecting.is_full(self.options.sink.batch_rows)
+        !self.collecting.is_full(&self.options.sink)
     }
 
     fn change(&mut self, member: &Member, change: Change) {
@@ -189,7 +189,7 @@ impl Running {
             return;
         }
         match self.options.codec.decode::<UsageRecord>(record.payload) {
-            Ok(posting) => self.collecting.add(record.partition, record.offset, posting),
+            Ok(posting) => self.collecting.add(record.partition, record.offset, posting, record.payload.len()),
             Err(codec::Error::UnknownSchema { id }) => self.waiting.hold(member, record, id),
             Err(error) => self.dead_letter(member, record, &error),
         }
@@ -237,7 +237,7 @@ impl Running {
     fn write_if_due(&mut self, at_once: bool) {
         let (sink, batch) = (&self.options.sink, &self.collecting);
         let due = batch.due_at(millis(sink.batch_ms));
-        let due = due.is_some_and(|due| at_once || batch.is_full(sink.batch_rows) || due <= Instant::now());
+        let due = due.is_some_and(|due| at_once || batch.is_full(sink) || due <= Instant::now());
         if due && self.writing.is_empty() {
             let (batch, writer) = (std::mem::take(&mut self.collecting), self.writer.clone());
             self.writing.spawn(async move {

@@ -9,6 +9,8 @@ mod end_to_end;
 mod engines;
 mod evolution;
 mod facade;
+mod limits;
+mod pressure;
 mod processes;
 mod stream;
 mod topology;

@@ -11,9 +11,9 @@ use tollstream::config::Config;
 use super::fixture::{eventually, stack, up};
 
 /// A `tollstream run` of its own, killed at the end of its test.
-struct Process {
+pub struct Process {
     child: Child,
-    facade: String,
+    pub facade: String,
     admin: String,
     _config: tempfile::NamedTempFile,
 }
@@ -32,11 +32,16 @@ fn free_port() -> u16 {
 
 fn run(config: &Config, instance: &str) -> Process {
     let mut config = Config { instance: instance.to_owned(), ..config.clone() };
-    config.facade.listen.set_port(free_port());
-    config.admin.listen.set_port(free_port());
     let simulator = stack().description.simulator.as_ref().expect("a simulator");
     // Whatever keys the machine's environment has, nothing leaves it.
     config.providers.upstream_override = Some(format!("{simulator}/v1"));
+    start(config)
+}
+
+/// Runs all roles with this configuration, on free ports.
+pub fn start(mut config: Config) -> Process {
+    config.facade.listen.set_port(free_port());
+    config.admin.listen.set_port(free_port());
     let text = toml::to_string(&config).expect("TOML");
     let mut file = tempfile::NamedTempFile::new().expect("a file");
     file.write_all(text.as_bytes()).expect("written");
@@ -56,16 +61,39 @@ fn run(config: &Config, instance: &str) -> Process {
 }
 
 impl Process {
-    async fn ready(&self) {
+    pub async fn ready(&self) {
         let url = format!("{}/health/ready", self.admin);
         eventually("ready", async || reqwest::get(&url).await.ok().filter(|a| a.status().is_success()).map(|_| ()))
             .await;
     }
 
-    async fn partitions(&self) -> u32 {
+    async fn partitions(&self) -> u64 {
+        self.metric("tollstream_processor_partitions_owned").await
+    }
+
+    /// The value of a metric without labels.
+    pub async fn metric(&self, name: &str) -> u64 {
         let text = reqwest::get(format!("{}/metrics", self.admin)).await.expect("metrics").text().await.expect("text");
-        let line = text.lines().find(|line| line.starts_with("tollstream_processor_partitions_owned "));
-        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_else(|| panic!("no gauge in {text}"))
+        let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
+    }
+
+    /// What `/health/ready` says.
+    pub async fn readiness(&self) -> serde_json::Value {
+        let answer = reqwest::get(format!("{}/health/ready", self.admin)).await.expect("an answer");
+        answer.json().await.expect("JSON")
+    }
+
+    /// Resident memory.
+    pub fn memory_bytes(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") << 10
+    }
+
+    /// It has not ended, not even to be started again.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().expect("it is ours").is_none()
     }
 
     async fn ask(&self, key: &str) -> u16 {
@@ -76,7 +104,7 @@ impl Process {
     }
 }
 
-fn key(config: &Config, organization: &str) -> String {
+pub fn key(config: &Config, organization: &str) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_tollstream"))
         .args(["keys", "create", "--organization", organization])
         .args(["--brokers", &config.kafka.brokers, "--registry", &config.registry.url])

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::chat::BodyTimes;
 use super::hub::{self, Bus, Hub};
 use super::metrics::Metrics;
 use super::routes::{App, ROUTES, router};
@@ -44,6 +45,7 @@ pub struct Sent {
 struct FakeBus {
     sent: mpsc::UnboundedSender<Sent>,
     full: Arc<AtomicBool>,
+    stalled: Arc<AtomicBool>,
     codec: Codec,
 }
 
@@ -56,6 +58,10 @@ impl Bus for FakeBus {
         self.sent.send(Sent { partition, key: key.to_vec(), tag, request }).unwrap();
         Ok(())
     }
+
+    fn acknowledges(&self) -> bool {
+        !self.stalled.load(Ordering::SeqCst)
+    }
 }
 
 /// A facade without Kafka.
@@ -64,6 +70,7 @@ pub struct Facade {
     hub: Arc<Hub>,
     sent: mpsc::UnboundedReceiver<Sent>,
     full: Arc<AtomicBool>,
+    stalled: Arc<AtomicBool>,
     client: reqwest::Client,
     health: Health,
     stop: CancellationToken,
@@ -95,10 +102,15 @@ impl Facade {
     async fn not_listening(config: config::Facade) -> Self {
         crate::tls::install_provider();
         let (sender, sent) = mpsc::unbounded_channel();
-        let full = Arc::new(AtomicBool::new(false));
+        let (full, stalled) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let codec = Codec::offline().unwrap();
         let hub = Hub::new(hub::Options {
-            bus: Box::new(FakeBus { sent: sender, full: full.clone(), codec: Codec::offline().unwrap() }),
+            bus: Box::new(FakeBus {
+                sent: sender,
+                full: full.clone(),
+                stalled: stalled.clone(),
+                codec: Codec::offline().unwrap(),
+            }),
             codec: Arc::new(codec),
             metrics: Metrics::unregistered(),
             partitions: PARTITIONS,
@@ -114,6 +126,11 @@ impl Facade {
             control: Arc::new(move || tables.clone()),
             config,
             deadline_grace: Duration::from_millis(20),
+            body_times: BodyTimes {
+                prompt: Duration::from_millis(100),
+                idle: Duration::from_millis(300),
+                ..BodyTimes::DEFAULT
+            },
             health: health.clone(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -121,7 +138,7 @@ impl Facade {
         let (mut server, stop) = (JoinSet::new(), CancellationToken::new());
         server.spawn(server::serve(listener, router(&ROUTES, Arc::new(app)), 100, stop.clone()));
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { address, hub, sent, full, client, health, stop, server, next_offset: Mutex::new(100) }
+        Self { address, hub, sent, full, stalled, client, health, stop, server, next_offset: Mutex::new(100) }
     }
 
     fn url(&self, path: &str) -> String {
@@ -158,6 +175,17 @@ impl Facade {
         );
         stream.write_all(head.as_bytes()).await.unwrap();
         (stream, self.asked().await)
+    }
+
+    /// A connection on which a request's headers have been sent, and `body`, which is less than they promise.
+    async fn promised(&self, body: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let head = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: 5000\r\n\r\n{body}",
+            fixtures::KEY,
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream
     }
 
     async fn sent(&mut self) -> Sent {
