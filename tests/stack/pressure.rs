@@ -29,7 +29,10 @@ use super::usage::world::{Engines, OwnEngines};
 use upstream::Upstream;
 
 pub const ORGANIZATION: &str = "org_demo";
-pub const NEIGHBOUR: &str = "org_123";
+/// On another partition.
+pub const NEIGHBOUR: &str = "neighbour";
+/// On the same partition.
+const CLOSE_NEIGHBOUR: &str = "org_123";
 pub const PARTITIONS: u32 = 4;
 /// Much longer than any bound of the gateway, much shorter than a client's own time-out.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -63,6 +66,9 @@ impl Place {
         let mut config = isolated_on(name, engines).await;
         config.providers.upstream_override = Some(upstream.url());
         change(&mut config);
+        let [own, close, other] = [ORGANIZATION, CLOSE_NEIGHBOUR, NEIGHBOUR].map(|o| partition_of(o, PARTITIONS));
+        assert!(own == close && own != other);
+        Producer::new(&config).await.add_organization(NEIGHBOUR).await;
         let gateway = processes::start(config.clone());
         let (key, neighbour) = (key(&config, ORGANIZATION), key(&config, NEIGHBOUR));
         gateway.ready().await;
@@ -322,8 +328,7 @@ async fn without_clickhouse_answers_go_on_and_every_row_arrives_once_it_is_back(
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_registry_known_schemas_go_on_and_what_waits_for_another_is_bounded_and_loses_nothing() {
     let (engines, mut place) = on_own_engines("registry").await;
-    let (own, other) = (partition_of(ORGANIZATION, PARTITIONS), partition_of(NEIGHBOUR, PARTITIONS));
-    assert_ne!(own, other);
+    let own = partition_of(ORGANIZATION, PARTITIONS);
     let producer = Producer::new(&place.config).await;
     let streams = streams(&place);
     under_way(&place, 4).await;
@@ -437,6 +442,11 @@ async fn five_hundred_stalled_streams_of_one_organization_leave_its_neighbour_it
         config.processor.calls_max = 1_000;
         config.processor.organization_share_percent = 50;
         config.providers.first_token_timeout_ms = 120_000;
+    })
+    .await;
+    place.neighbour = key(&place.config, CLOSE_NEIGHBOUR);
+    eventually("its key counts", async || {
+        (place.ask(&place.neighbour, "hello", true).await.status == 200).then_some(())
     })
     .await;
     // In turns, so that whatever else the machine does meets both alike.

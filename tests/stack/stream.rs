@@ -13,12 +13,15 @@ use tollstream::config::Config;
 use tollstream::domain::ids::partition_of;
 use tollstream::domain::{OrganizationId, RequestId};
 use tollstream::node::{Node, Role};
+use tollstream::records::control::{Entity, Organization};
 use tollstream::records::dead_letters::DeadLetter;
 use tollstream::records::journal::{Entry, Fact, JournalRecord};
 use tollstream::records::requests::{Chat, Request, RequestRecord};
 use tollstream::records::responses::{Frame, FrameBody, ResponseRecord, Terminal};
 use tollstream::records::{Origin, Outcome, Record, Topic};
+use tollstream::runtime::control_log::{ControlLog, Wanted};
 use tollstream::runtime::kafka;
+use tollstream::runtime::publisher::Publisher;
 
 use super::fixture::{PATIENCE, stack};
 
@@ -44,6 +47,19 @@ impl Producer {
         let mut payload = Vec::new();
         self.codec.encode(record, &mut payload).expect("encoded");
         payload
+    }
+
+    /// Adds an entity to `control`; its version.
+    pub async fn add(&self, id: &str, entity: Entity) -> i64 {
+        let mut log = ControlLog::open(&self.config.kafka, Arc::clone(&self.codec)).await.expect("the log");
+        let publisher = Publisher::new(&self.config.kafka).expect("a producer");
+        let wanted = Wanted { id: id.to_owned(), entity, expected_version: -1 };
+        log.write(&publisher, vec![wanted], "test").await.expect("written");
+        log.tables().offset()
+    }
+
+    pub async fn add_organization(&self, id: &str) -> i64 {
+        self.add(id, Entity::Organization(Organization { name: id.to_owned(), active: true })).await
     }
 
     /// Its offset.

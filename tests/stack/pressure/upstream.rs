@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::extract::DefaultBodyLimit;
 use axum::http::{Response, StatusCode};
 use axum::routing::post;
 use axum::{Json, Router};
@@ -33,7 +34,9 @@ impl Upstream {
         let address = listener.local_addr().expect("an address");
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
-            let service = TowerToHyperService::new(Router::new().route("/v1/chat/completions", post(answer)));
+            let service = TowerToHyperService::new(
+                Router::new().route("/v1/chat/completions", post(answer)).layer(DefaultBodyLimit::disable()),
+            );
             // Owned, so that they end with it.
             let mut connections = JoinSet::new();
             loop {
