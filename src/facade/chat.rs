@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use axum::extract::{Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
@@ -47,9 +48,12 @@ impl BodyTimes {
 pub async fn complete(State(app): State<Arc<App>>, http: Request) -> Response {
     let began = Instant::now();
     let id = request::request_id(http.headers());
-    let (answer, stream) = match ask(&app, &id, http).await {
+    let (parts, body) = http.into_parts();
+    let mut body = body.into_data_stream();
+    let (answer, stream) = match ask(&app, &id, &parts, &mut body).await {
         Ok(asked) => asked,
         Err(refusal) => {
+            drain(&parts.headers, &mut body, app.body_times.prompt).await;
             let error = ApiError::from(refusal);
             app.hub.metrics().ended(outcome_of(&error));
             return error::response(&error, &id);
@@ -59,8 +63,7 @@ pub async fn complete(State(app): State<Arc<App>>, http: Request) -> Response {
 }
 
 /// Lets the request in and sends it on its way.
-async fn ask(app: &App, id: &RequestId, http: Request) -> Result<(Answer, bool), Refusal> {
-    let (parts, body) = http.into_parts();
+async fn ask(app: &App, id: &RequestId, parts: &Parts, body: &mut BodyDataStream) -> Result<(Answer, bool), Refusal> {
     let tables = (app.control)();
     let caller = authenticate::caller(&tables, &parts.headers, parts.uri.query())?;
     let headers = request::headers(&parts.headers)?;
@@ -97,7 +100,12 @@ async fn ask(app: &App, id: &RequestId, http: Request) -> Result<(Answer, bool),
 }
 
 /// Reads the body, within the bounds of one request and of all together.
-async fn read_body(app: &App, permit: &mut Permit, headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
+async fn read_body(
+    app: &App,
+    permit: &mut Permit,
+    headers: &HeaderMap,
+    body: &mut BodyDataStream,
+) -> Result<Bytes, Refusal> {
     let (max, times) = (app.config.body_bytes_max, app.body_times);
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if length.is_some_and(|length| length > max) {
@@ -109,12 +117,11 @@ async fn read_body(app: &App, permit: &mut Permit, headers: &HeaderMap, body: Bo
 
 async fn collect(
     permit: &mut Permit,
-    body: Body,
+    pieces: &mut BodyDataStream,
     (length, max): (Option<usize>, usize),
     times: BodyTimes,
 ) -> Result<Bytes, Refusal> {
     let prompt_until = tokio::time::Instant::now() + times.prompt;
-    let mut pieces = body.into_data_stream();
     let mut all = BytesMut::new();
     loop {
         let piece = match tokio::time::timeout_at(prompt_until, pieces.next()).await {
@@ -137,6 +144,15 @@ async fn collect(
             return Err(Refusal::BodyTooLarge { max });
         }
         all.extend_from_slice(&piece);
+    }
+}
+
+/// Throws away what a refused client is still sending, for a moment: closing the connection under it would show it a
+/// broken connection instead of the refusal.
+async fn drain(headers: &HeaderMap, body: &mut BodyDataStream, most: Duration) {
+    // One that waits to be asked for its body is not asked.
+    if !headers.contains_key(header::EXPECT) {
+        let _ = tokio::time::timeout(most, async { while let Some(Ok(_)) = body.next().await {} }).await;
     }
 }
 

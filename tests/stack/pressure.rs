@@ -231,7 +231,8 @@ async fn while_kafka_is_frozen_callers_get_503_and_afterwards_everything_goes_on
     let mut codes = BTreeSet::new();
     for asked in &asked {
         assert_eq!((asked.status, asked.retry_after.as_deref()), (503, Some("1")), "{asked:?}");
-        assert!(asked.took < MESSAGE_TIMEOUT + Duration::from_secs(5), "{asked:?}");
+        // What is on the wire when its time is over is given up with its request, which may have as much time again.
+        assert!(asked.took < 2 * MESSAGE_TIMEOUT + Duration::from_secs(5), "{asked:?}");
         codes.extend(asked.code.clone());
     }
     let known = ["not_acknowledged", "not_ready", "overloaded"].map(str::to_owned);

@@ -176,6 +176,18 @@ async fn while_kafka_does_not_acknowledge_a_request_is_refused_at_once_and_not_s
 }
 
 #[tokio::test]
+async fn a_client_that_is_still_sending_hears_why_it_is_refused() {
+    let facade = Facade::with(config::Facade { body_bytes_max: 4 << 20, ..config() }).await;
+    facade.stalled.store(true, Ordering::SeqCst);
+    let body = format!(r#"{{"model":"m","messages":["{}"]}}"#, "x".repeat(3 << 20));
+    for _ in 0..20 {
+        assert_eq!(error_of(facade.post(body.clone()).send().await.unwrap()).await.0, 503);
+        let unknown = facade.client.post(facade.url("/v1/chat/completions")).body(body.clone());
+        assert_eq!(error_of(unknown.send().await.unwrap()).await.0, 401);
+    }
+}
+
+#[tokio::test]
 async fn a_request_without_acknowledgement_is_503_and_cancelled_since_it_may_be_there() {
     let mut facade = Facade::start().await;
     let (response, asked) = facade.ask(STREAMED).await;
