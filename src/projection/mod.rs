@@ -13,7 +13,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::StreamExt as _;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -25,7 +25,7 @@ use crate::records::Topic;
 use crate::records::journal::{Entry, JournalRecord, Tenancy};
 use crate::records::usage::UsageRecord;
 use crate::runtime::kafka;
-use crate::runtime::member::{self, Change, Gate, Member, Position, Received};
+use crate::runtime::member::{self, Change, Gate, Member, Position, Reader, Received};
 use crate::runtime::publisher::{Deliveries, Delivery, Outgoing, Publisher};
 use crate::runtime::schema_wait::{Freed, SchemaWait};
 use crate::telemetry::Metrics;
@@ -38,8 +38,6 @@ use tracker::Tracker;
 const NAME: &str = "projection";
 /// How often what is due is looked after; also heals a lost wake-up of the consumer.
 const TICK: Duration = Duration::from_millis(100);
-/// Most records that are taken in one turn of the loop.
-const BURST_MAX: usize = 256;
 /// Wait before usage records are sent again that Kafka did not take.
 const RESEND_AFTER: Duration = Duration::from_millis(500);
 /// How long a clean stop waits for acknowledgements; what is not acknowledged then is produced again next time.
@@ -130,6 +128,28 @@ enum Read {
     Unreadable(String),
 }
 
+impl Reader for Running {
+    /// Room for more usage records on their way. While Kafka does not take them, nothing is read.
+    fn has_room(&self) -> bool {
+        let most = &self.options.projection;
+        self.in_flight.len() < most.in_flight_max
+            && self.in_flight_bytes < most.in_flight_bytes_max
+            && self.unsent.is_empty()
+    }
+
+    fn record(&mut self, member: &Member, record: Received<'_>) {
+        let stopped = self.partitions.get(&record.partition).is_none_or(|partition| partition.stopped.is_some());
+        if stopped || self.waiting.keeps(record) {
+            return;
+        }
+        match self.read(record) {
+            Read::Entry(entry) => self.project(member, record, &entry),
+            Read::Unknown(id) => self.waiting.hold(member, record, id),
+            Read::Unreadable(why) => self.stop(member, record.partition, record.offset, &why),
+        }
+    }
+}
+
 impl Running {
     fn new(options: Options) -> Self {
         Self {
@@ -168,30 +188,9 @@ impl Running {
                 () = self.deliveries.drain(&mut arrived) => self.delivered(arrived.drain(..)),
                 freed = self.waiting.freed(member) => self.freed(member, freed),
                 _ = tick.tick() => self.tick(member),
-                item = stream.next(), if gate.polls() => {
-                    let (mut next, mut taken) = (item, 0);
-                    while let Some(received) = next {
-                        match received {
-                            Ok(message) => self.record(member, Received::of(&message)),
-                            Err(error) => member.check(error)?,
-                        }
-                        taken += 1;
-                        if taken == BURST_MAX || !(gate.is_open() && self.has_room()) {
-                            break;
-                        }
-                        next = stream.next().now_or_never().flatten();
-                    }
-                }
+                item = stream.next(), if gate.polls() => gate.take(member, &mut stream, item, self)?,
             }
         }
-    }
-
-    /// Room for more usage records on their way. While Kafka does not take them, nothing is read.
-    fn has_room(&self) -> bool {
-        let most = &self.options.projection;
-        self.in_flight.len() < most.in_flight_max
-            && self.in_flight_bytes < most.in_flight_bytes_max
-            && self.unsent.is_empty()
     }
 
     fn change(&mut self, member: &Member, change: Change) {
@@ -243,18 +242,6 @@ impl Running {
         let from: Vec<_> = starts.iter().map(|start| (start.partition, start.offset)).collect();
         tracing::info!(?from, "journal partitions are projected");
         self.tell_health();
-    }
-
-    fn record(&mut self, member: &Member, record: Received<'_>) {
-        let stopped = self.partitions.get(&record.partition).is_none_or(|partition| partition.stopped.is_some());
-        if stopped || self.waiting.keeps(record) {
-            return;
-        }
-        match self.read(record) {
-            Read::Entry(entry) => self.project(member, record, &entry),
-            Read::Unknown(id) => self.waiting.hold(member, record, id),
-            Read::Unreadable(why) => self.stop(member, record.partition, record.offset, &why),
-        }
     }
 
     fn read(&self, record: Received<'_>) -> Read {

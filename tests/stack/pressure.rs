@@ -169,6 +169,12 @@ fn is_frozen(pid: i32) -> bool {
     stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
 }
 
+/// What was measured, for who runs this with `--nocapture`.
+#[expect(clippy::print_stderr, reason = "a figure is worth more than that it was within its bound")]
+fn tell(figures: &str) {
+    eprintln!("{figures}");
+}
+
 /// The producer's own wait, shorter than the default so that a test sees it pass.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -238,7 +244,7 @@ async fn while_kafka_is_frozen_callers_get_503_and_afterwards_everything_goes_on
     let known = ["not_acknowledged", "not_ready", "overloaded"].map(str::to_owned);
     assert_eq!(codes, BTreeSet::from(known));
     let slowest = asked.iter().map(|asked| asked.took).max();
-    eprintln!("frozen: {answered} answers, the slowest {slowest:?}; memory {memory_before} -> {memory}");
+    tell(&format!("frozen: {answered} answers, the slowest {slowest:?}; memory {memory_before} -> {memory}"));
 
     engines.signal(Engine::Kafka, Signal::CONT);
     goes_on(&mut place, streams).await;
@@ -346,9 +352,15 @@ async fn without_the_registry_known_schemas_go_on_and_what_waits_for_another_is_
     }
     let paused = async || (place.gateway.metric("tollstream_processor_partitions_paused").await == 1).then_some(());
     eventually("the partition is paused", paused).await;
+    // Neither does one on the partition where this gateway listens to its answers hold these up for long.
+    let listens = partition_of(&place.config.instance, PARTITIONS);
+    for _ in 0..3 {
+        producer.put(Topic::Responses, listens, &[0, 0x7f, 0xff, 0xff, 0xfe, 1]).await;
+    }
     for _ in 0..50 {
         assert_eq!(place.ask(&place.neighbour, "hello", true).await.status, 200);
     }
+    assert_eq!(place.gateway.metric("tollstream_facade_undecodable_frames_total").await, 3);
     assert_eq!(place.gateway.readiness().await["missing"], json!({}));
 
     // The tenure ends while its partition is paused: somebody else writes, and the end of a stream finds out.
@@ -472,7 +484,7 @@ async fn five_hundred_stalled_streams_of_one_organization_leave_its_neighbour_it
     }
     let (before, during) = (percentile(&mut quiet, 99), percentile(&mut pressed, 99));
     let medians = (percentile(&mut quiet, 50), percentile(&mut pressed, 50));
-    eprintln!("neighbour's p50 {medians:.2?} ms, p99 {before:.2} -> {during:.2} ms, {} requests each", quiet.len());
+    tell(&format!("neighbour's p50 {medians:.2?} ms, p99 {before:.2} -> {during:.2} ms, {} each", quiet.len()));
     assert!(during <= 2.0 * before, "the neighbour's p99 went from {before:.2} ms to {during:.2} ms");
     place.holds().await;
 }
