@@ -94,6 +94,10 @@ pub struct Processor {
     pub organization_share_percent: u8,
     /// Largest request body.
     pub body_bytes_max: usize,
+    /// Most bytes of bodies of open requests in this process; more get 503, and one organization has its share of them.
+    pub bodies_bytes_max: usize,
+    /// Most bytes of records that wait (for a schema, for Kafka); beyond it, partitions that have some are paused.
+    pub held_bytes_max: usize,
     /// Deadline of a request that names none.
     pub timeout_ms: u64,
     /// Latest deadline of any request.
@@ -118,15 +122,17 @@ pub struct Processor {
 pub struct Projection {
     /// How often offsets are committed.
     pub offset_commit_ms: u64,
-    /// Most usage records that wait for their acknowledgement.
+    /// Most usage records, and most bytes of them, that wait for their acknowledgement.
     pub in_flight_max: usize,
+    pub in_flight_bytes_max: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sink {
-    /// Rows after which a batch is inserted.
+    /// Rows, and bytes of their records, after which a batch is inserted.
     pub batch_rows: usize,
+    pub batch_bytes: usize,
     /// Time after which a batch is inserted.
     pub batch_ms: u64,
     /// Wait before an insert is tried again: first, and at the most.
@@ -148,6 +154,9 @@ pub struct Providers {
     pub answer_bytes_max: usize,
     /// Largest single event of a stream.
     pub event_bytes_max: usize,
+    /// Most bytes of answers between the providers and Kafka in this process. Beyond it whole answers fail with 503; beyond
+    /// half of it, streams are read no further than Kafka takes them.
+    pub answers_bytes_max: usize,
     /// Where credentials are found by their references (`env:NAME`); empty unless it was read.
     #[serde(skip)]
     pub environment: Environment,
@@ -200,6 +209,8 @@ impl Default for Processor {
             calls_max: 4_096,
             organization_share_percent: 50,
             body_bytes_max: 4 << 20,
+            bodies_bytes_max: 256 << 20,
+            held_bytes_max: 128 << 20,
             timeout_ms: 300_000,
             timeout_max_ms: 3_600_000,
             drain_ms: 10_000,
@@ -214,13 +225,13 @@ impl Default for Processor {
 
 impl Default for Projection {
     fn default() -> Self {
-        Self { offset_commit_ms: 1_000, in_flight_max: 10_000 }
+        Self { offset_commit_ms: 1_000, in_flight_max: 10_000, in_flight_bytes_max: 16 << 20 }
     }
 }
 
 impl Default for Sink {
     fn default() -> Self {
-        Self { batch_rows: 10_000, batch_ms: 1_000, retry_min_ms: 100, retry_max_ms: 10_000 }
+        Self { batch_rows: 10_000, batch_bytes: 16 << 20, batch_ms: 1_000, retry_min_ms: 100, retry_max_ms: 10_000 }
     }
 }
 
@@ -234,6 +245,7 @@ impl Default for Providers {
             between_tokens_timeout_ms: 30_000,
             answer_bytes_max: (8 << 20) - (64 << 10),
             event_bytes_max: 1 << 20,
+            answers_bytes_max: 256 << 20,
             environment: Environment::default(),
         }
     }
@@ -257,9 +269,12 @@ impl Config {
 
     /// Checks what types cannot say.
     pub fn validate(&self) -> Result<(), Error> {
-        let positive: [(&'static str, u64); 15] = [
+        let positive: [(&'static str, u64); 18] = [
             ("processor.checkpoint_commits", self.processor.checkpoint_commits),
             ("projection.in_flight_max", self.projection.in_flight_max as u64),
+            ("projection.in_flight_bytes_max", self.projection.in_flight_bytes_max as u64),
+            ("processor.held_bytes_max", self.processor.held_bytes_max as u64),
+            ("sink.batch_bytes", self.sink.batch_bytes as u64),
             ("sink.retry_max_ms", self.sink.retry_max_ms),
             ("kafka.message_timeout_ms", self.kafka.message_timeout_ms),
             ("facade.requests_max", self.facade.requests_max as u64),
@@ -285,6 +300,16 @@ impl Config {
             return Err(Error::Invalid { key, value: share.to_string(), problem: "must be from 1 to 100" });
         }
         connections::check(self)?;
+        if self.processor.bodies_bytes_max < self.processor.body_bytes_max {
+            let (value, problem) =
+                (self.processor.bodies_bytes_max.to_string(), "must be at least processor.body_bytes_max");
+            return Err(Error::Invalid { key: "processor.bodies_bytes_max", value, problem });
+        }
+        if self.providers.answers_bytes_max < self.providers.answer_bytes_max {
+            let (value, problem) =
+                (self.providers.answers_bytes_max.to_string(), "must be at least providers.answer_bytes_max");
+            return Err(Error::Invalid { key: "providers.answers_bytes_max", value, problem });
+        }
         if self.kafka.record_bytes_max < self.facade.body_bytes_max + 65_536 {
             let problem = "must be at least facade.body_bytes_max + 65536";
             let value = self.kafka.record_bytes_max.to_string();

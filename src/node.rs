@@ -110,7 +110,12 @@ impl Node {
             follow.await;
             Ok(())
         });
-        let watched = publisher::watch(publisher.clone(), health.clone(), followers.clone());
+        let watched = publisher::watch(
+            publisher.clone(),
+            kafka::topic_name(&config.kafka, Topic::Requests),
+            health.clone(),
+            followers.clone(),
+        );
         tasks.spawn(async move {
             watched.await;
             Ok(())

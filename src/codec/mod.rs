@@ -21,6 +21,8 @@ pub use registry::Registry;
 
 /// Bytes before the datum.
 pub(crate) const HEADER_BYTES: usize = 5;
+/// Schemas that are kept at the most; then those of others are forgotten, and fetched again where they are met again.
+const SCHEMAS_MAX: usize = 1_000;
 /// Most elements of one Avro array or map that are read.
 const SEQUENCE_MAX: usize = 100_000;
 
@@ -136,7 +138,11 @@ impl Codec {
         let registry = self.registry.as_ref().ok_or(Error::NoSuchSchema { id })?;
         let text = registry.schema(id).await?;
         let schema = Arc::new(parse(id, &text)?);
-        self.writers.write().unwrap_or_else(std::sync::PoisonError::into_inner).insert(id, schema);
+        let mut writers = self.writers.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if writers.len() >= SCHEMAS_MAX {
+            writers.retain(|id, _| self.encoders.values().any(|(own, _)| own == id));
+        }
+        writers.insert(id, schema);
         Ok(())
     }
 

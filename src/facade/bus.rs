@@ -61,6 +61,10 @@ impl Bus for Producer {
         let deliveries = if is_awaited { &self.deliveries.prompt } else { &self.deliveries.lazy };
         self.publisher.send(Outgoing { topic: &self.topic, partition, key, payload }, deliveries, tag)
     }
+
+    fn acknowledges(&self) -> bool {
+        self.publisher.acknowledges()
+    }
 }
 
 /// Gives acknowledgements to the hub until `end`; no request is admitted after `stop`.
@@ -192,7 +196,8 @@ impl Reader {
         tracing::warn!(topic = self.topic, partition = self.partition, %error, "reading answers was interrupted");
     }
 
-    /// One record. An unknown schema holds the partition until it is known; what is no frame is counted and passed over.
+    /// One record. An unknown schema holds the partition for a few seconds, since all answers wait behind it; what is no
+    /// frame is counted and passed over.
     async fn take(&self, message: &BorrowedMessage<'_>) {
         let at = Position { partition: message.partition(), offset: message.offset() };
         let payload = message.payload().unwrap_or_default();

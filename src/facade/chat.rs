@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
+use axum::body::BodyDataStream;
 use axum::extract::{Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
@@ -24,14 +25,30 @@ use crate::records::requests::Chat;
 use crate::records::responses::ApiError;
 
 /// How long a client may take to send its body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+#[derive(Debug, Clone, Copy)]
+pub struct BodyTimes {
+    /// Afterwards the request needs one of the places for slow bodies.
+    pub prompt: Duration,
+    /// Without a byte, once it is slow.
+    pub idle: Duration,
+    /// In all.
+    pub whole: Duration,
+}
+
+impl BodyTimes {
+    pub const DEFAULT: Self =
+        Self { prompt: Duration::from_secs(1), idle: Duration::from_secs(10), whole: Duration::from_secs(60) };
+}
 
 pub async fn complete(State(app): State<Arc<App>>, http: Request) -> Response {
     let began = Instant::now();
     let mut id = request::request_id(http.headers());
-    let (answer, stream) = match ask(&app, &mut id, http).await {
+    let (parts, body) = http.into_parts();
+    let mut body = body.into_data_stream();
+    let (answer, stream) = match ask(&app, &mut id, &parts, &mut body).await {
         Ok(asked) => asked,
         Err(refusal) => {
+            drain(&parts.headers, &mut body, app.body_times.prompt).await;
             let error = ApiError::from(refusal);
             app.hub.metrics().ended(outcome_of(&error));
             return error::response(&error, &id);
@@ -41,15 +58,19 @@ pub async fn complete(State(app): State<Arc<App>>, http: Request) -> Response {
 }
 
 /// Lets the request in and sends it on its way. With an `Idempotency-Key` its id comes from that.
-async fn ask(app: &App, id: &mut RequestId, http: Request) -> Result<(Answer, bool), Refusal> {
-    let (parts, body) = http.into_parts();
+async fn ask(
+    app: &App,
+    id: &mut RequestId,
+    parts: &Parts,
+    body: &mut BodyDataStream,
+) -> Result<(Answer, bool), Refusal> {
     let tables = (app.control)();
     let caller = authenticate::caller(&tables, &parts.headers, parts.uri.query())?;
     let headers = request::headers(&parts.headers)?;
     let key = again::idempotency_key(&parts.headers)?;
     let resume = again::resume(&parts.headers, millis(app.config.resume_max_ms))?;
     let mut permit = app.hub.admit()?;
-    let body = read_body(&mut permit, &parts.headers, body, app.config.body_bytes_max).await?;
+    let body = read_body(app, &mut permit, &parts.headers, body).await?;
     let asked = request::read(&body)?;
     let organization = caller.organization(&tables, headers.organization, asked.organization)?;
 
@@ -95,19 +116,39 @@ fn on_disconnect(idempotent: bool, resume: Option<Duration>) -> OnDisconnect {
 }
 
 /// Reads the body, within the bounds of one request and of all together.
-async fn read_body(permit: &mut Permit, headers: &HeaderMap, body: Body, max: usize) -> Result<Bytes, Refusal> {
+async fn read_body(
+    app: &App,
+    permit: &mut Permit,
+    headers: &HeaderMap,
+    body: &mut BodyDataStream,
+) -> Result<Bytes, Refusal> {
+    let (max, times) = (app.config.body_bytes_max, app.body_times);
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if length.is_some_and(|length| length > max) {
         return Err(Refusal::BodyTooLarge { max });
     }
-    let read = tokio::time::timeout(BODY_TIMEOUT, collect(permit, body, length, max));
-    read.await.map_err(|_| Refusal::BodyTimeout { seconds: BODY_TIMEOUT.as_secs() })?
+    let read = tokio::time::timeout(times.whole, collect(permit, body, (length, max), times));
+    read.await.map_err(|_| Refusal::BodyTimeout { seconds: times.whole.as_secs() })?
 }
 
-async fn collect(permit: &mut Permit, body: Body, length: Option<usize>, max: usize) -> Result<Bytes, Refusal> {
-    let mut pieces = body.into_data_stream();
+async fn collect(
+    permit: &mut Permit,
+    pieces: &mut BodyDataStream,
+    (length, max): (Option<usize>, usize),
+    times: BodyTimes,
+) -> Result<Bytes, Refusal> {
+    let prompt_until = tokio::time::Instant::now() + times.prompt;
     let mut all = BytesMut::new();
-    while let Some(piece) = pieces.next().await {
+    loop {
+        let piece = match tokio::time::timeout_at(prompt_until, pieces.next()).await {
+            Ok(piece) => piece,
+            Err(_) => {
+                permit.take_slow_place()?;
+                let waited = tokio::time::timeout(times.idle, pieces.next()).await;
+                waited.map_err(|_| Refusal::BodyTimeout { seconds: times.idle.as_secs() })?
+            }
+        };
+        let Some(piece) = piece else { return Ok(all.freeze()) };
         let piece = piece.map_err(|_| Refusal::BodyUnreadable)?;
         // What is announced takes no room, what has come does: who announces much and sends nothing holds nobody up.
         permit.take_body(piece.len())?;
@@ -120,5 +161,13 @@ async fn collect(permit: &mut Permit, body: Body, length: Option<usize>, max: us
         }
         all.extend_from_slice(&piece);
     }
-    Ok(all.freeze())
+}
+
+/// Throws away what a refused client is still sending, for a moment: closing the connection under it would show it a
+/// broken connection instead of the refusal.
+async fn drain(headers: &HeaderMap, body: &mut BodyDataStream, most: Duration) {
+    // One that waits to be asked for its body is not asked.
+    if !headers.contains_key(header::EXPECT) {
+        let _ = tokio::time::timeout(most, async { while let Some(Ok(_)) = body.next().await {} }).await;
+    }
 }

@@ -33,6 +33,9 @@ const CANCEL_TAG: u64 = 0;
 /// Takes records for `requests`. What became of one comes to [`Hub::delivered`] with its tag.
 pub trait Bus: Send + Sync {
     fn send(&self, sending: Sending<'_>) -> Result<(), publisher::Error>;
+
+    /// Whether what is sent now can be expected to be acknowledged.
+    fn acknowledges(&self) -> bool;
 }
 
 /// A record for `requests`.
@@ -90,6 +93,7 @@ pub struct Hub {
     next_tag: AtomicU64,
     pub(super) open: AtomicUsize,
     pub(super) bodies_bytes: AtomicUsize,
+    pub(super) slow_bodies: AtomicUsize,
     listening: AtomicBool,
     stopping: AtomicBool,
 }
@@ -164,9 +168,14 @@ impl Hub {
             next_tag: AtomicU64::new(CANCEL_TAG + 1),
             open: AtomicUsize::new(0),
             bodies_bytes: AtomicUsize::new(0),
+            slow_bodies: AtomicUsize::new(0),
             listening: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         })
+    }
+
+    pub(super) fn requests_max(&self) -> usize {
+        self.options.requests_max
     }
 
     pub fn metrics(&self) -> &Metrics {
@@ -195,6 +204,9 @@ impl Hub {
         }
         if !self.listening.load(Ordering::Acquire) {
             return Err(Refusal::NotReady { missing: "it does not listen to Kafka yet" });
+        }
+        if !self.options.bus.acknowledges() {
+            return Err(Refusal::NotReady { missing: "Kafka does not acknowledge records at present" });
         }
         // The permit takes itself back when it is too many.
         let permit = Permit::new(self.clone());

@@ -9,16 +9,34 @@ use super::slot::Slot;
 
 /// Most bytes of request bodies that are in memory at once, from their first byte to the producer.
 const BODIES_BYTES_MAX: usize = 256 << 20;
+/// Most of the requests under way, in percent, whose bodies are slow to come.
+const SLOW_BODIES_PERCENT_MAX: usize = 25;
 
 /// One of the requests that may be under way, and the bytes of its body.
 pub struct Permit {
     hub: Arc<Hub>,
     body_bytes: usize,
+    /// It has one of the places for slow bodies.
+    is_slow: bool,
 }
 
 impl Permit {
     pub(super) fn new(hub: Arc<Hub>) -> Self {
-        Self { hub, body_bytes: 0 }
+        Self { hub, body_bytes: 0, is_slow: false }
+    }
+
+    /// Takes one of the places for bodies that are slow to come: who opens requests and sends nothing holds few of them.
+    pub fn take_slow_place(&mut self) -> Result<(), Refusal> {
+        if self.is_slow {
+            return Ok(());
+        }
+        let most = (self.hub.requests_max() * SLOW_BODIES_PERCENT_MAX / 100).max(1);
+        if self.hub.slow_bodies.fetch_add(1, Ordering::Relaxed) >= most {
+            self.hub.slow_bodies.fetch_sub(1, Ordering::Relaxed);
+            return Err(Refusal::Overloaded);
+        }
+        self.is_slow = true;
+        Ok(())
     }
 
     /// Takes room for so many more bytes of the body.
@@ -32,6 +50,9 @@ impl Permit {
     }
 
     pub(super) fn release_body(&mut self) {
+        if std::mem::take(&mut self.is_slow) {
+            self.hub.slow_bodies.fetch_sub(1, Ordering::Relaxed);
+        }
         self.hub.bodies_bytes.fetch_sub(std::mem::take(&mut self.body_bytes), Ordering::Relaxed);
     }
 }

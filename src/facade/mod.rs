@@ -146,7 +146,7 @@ impl Facade {
             slot_bytes_max: config.slot_bytes_max,
             slots_bytes_max: config.slots_bytes_max,
         });
-        let decoder = frames::Decoder { codec, health: health.clone(), component: bus::COMPONENT };
+        let decoder = frames::Decoder::new(codec, health.clone(), bus::COMPONENT);
         let (stop, end) = (options.cancel.child_token(), CancellationToken::new());
         let mut bus = JoinSet::new();
         bus.spawn(bus::take_deliveries(hub.clone(), deliveries, stop.clone(), end.clone()));
@@ -167,7 +167,8 @@ impl Facade {
             stalled_max: config::millis(config.stalled_client_ms),
         };
         let (control, deadline_grace) = (options.control, DEADLINE_GRACE);
-        let app = Arc::new(routes::App { hub: hub.clone(), control, config, deadline_grace, health });
+        let body_times = chat::BodyTimes::DEFAULT;
+        let app = Arc::new(routes::App { hub: hub.clone(), control, config, deadline_grace, body_times, health });
         let router = routes::router(&routes::ROUTES, app);
         let mut server = JoinSet::new();
         server.spawn(server::serve(options.listener, router, limits, stop.clone()));

@@ -26,6 +26,7 @@ pub struct App {
     pub config: config::Facade,
     /// How long after a deadline the owner's own terminal may still come.
     pub deadline_grace: Duration,
+    pub body_times: chat::BodyTimes,
     pub health: Health,
 }
 

@@ -73,7 +73,8 @@ pub fn next(open: &OpenRequest, report: &AttemptReport, at: Timestamp) -> Next {
         AttemptEnd::Failed(_) if open.cancelled => return settle(Outcome::Cancelled, refusal::cancelled()),
         AttemptEnd::Failed(failure) => failure,
     };
-    let another_may_answer = !matches!(failure.class, FailureClass::BadRequest | FailureClass::Deadline);
+    let another_may_answer =
+        !matches!(failure.class, FailureClass::BadRequest | FailureClass::Deadline | FailureClass::NoRoom);
     let upcoming = open.candidate + 1;
     let may_call = another_may_answer
         && report.content_frames == 0

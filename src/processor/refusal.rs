@@ -121,6 +121,7 @@ pub fn upstream(failure: &Failure) -> ApiError {
         FailureClass::FirstTokenTimeout | FailureClass::BetweenTokensTimeout | FailureClass::Deadline => {
             (504, "server_error")
         }
+        FailureClass::NoRoom => (503, "server_error"),
         FailureClass::Connect
         | FailureClass::Configuration
         | FailureClass::Upstream

@@ -13,7 +13,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::StreamExt as _;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -25,7 +25,7 @@ use crate::records::Topic;
 use crate::records::journal::{Entry, JournalRecord, Tenancy};
 use crate::records::usage::UsageRecord;
 use crate::runtime::kafka;
-use crate::runtime::member::{self, Change, Gate, Member, Position, Received};
+use crate::runtime::member::{self, Change, Gate, Member, Position, Reader, Received};
 use crate::runtime::publisher::{Deliveries, Delivery, Outgoing, Publisher};
 use crate::runtime::schema_wait::{Freed, SchemaWait};
 use crate::telemetry::Metrics;
@@ -38,8 +38,6 @@ use tracker::Tracker;
 const NAME: &str = "projection";
 /// How often what is due is looked after; also heals a lost wake-up of the consumer.
 const TICK: Duration = Duration::from_millis(100);
-/// Most records that are taken in one turn of the loop.
-const BURST_MAX: usize = 256;
 /// Wait before usage records are sent again that Kafka did not take.
 const RESEND_AFTER: Duration = Duration::from_millis(500);
 /// How long a clean stop waits for acknowledgements; what is not acknowledged then is produced again next time.
@@ -112,6 +110,7 @@ struct Running {
     deliveries: Arc<Deliveries>,
     partitions: HashMap<i32, Partition>,
     in_flight: HashMap<u64, InFlight>,
+    in_flight_bytes: usize,
     /// What Kafka did not take, to be sent again from then on.
     unsent: VecDeque<u64>,
     resend_at: Instant,
@@ -132,6 +131,28 @@ enum Read {
     Unreadable(String),
 }
 
+impl Reader for Running {
+    /// Room for more usage records on their way. While Kafka does not take them, nothing is read.
+    fn has_room(&self) -> bool {
+        let most = &self.options.projection;
+        self.in_flight.len() < most.in_flight_max
+            && self.in_flight_bytes < most.in_flight_bytes_max
+            && self.unsent.is_empty()
+    }
+
+    fn record(&mut self, member: &Member, record: Received<'_>) {
+        let stopped = self.partitions.get(&record.partition).is_none_or(|partition| partition.stopped.is_some());
+        if stopped || self.waiting.keeps(record) {
+            return;
+        }
+        match self.read(record) {
+            Read::Entry(entry) => self.project(member, record, &entry),
+            Read::Unknown(id) => self.waiting.hold(member, record, id),
+            Read::Unreadable(why) => self.stop(member, record.partition, record.offset, &why),
+        }
+    }
+}
+
 impl Running {
     fn new(options: Options) -> Self {
         Self {
@@ -140,6 +161,7 @@ impl Running {
             deliveries: Deliveries::new(),
             partitions: HashMap::new(),
             in_flight: HashMap::new(),
+            in_flight_bytes: 0,
             unsent: VecDeque::new(),
             resend_at: Instant::now(),
             trouble: None,
@@ -169,27 +191,9 @@ impl Running {
                 () = self.deliveries.drain(&mut arrived) => self.delivered(arrived.drain(..)),
                 freed = self.waiting.freed(member) => self.freed(member, freed),
                 _ = tick.tick() => self.tick(member),
-                item = stream.next(), if gate.polls() => {
-                    let (mut next, mut taken) = (item, 0);
-                    while let Some(received) = next {
-                        match received {
-                            Ok(message) => self.record(member, Received::of(&message)),
-                            Err(error) => member.check(error)?,
-                        }
-                        taken += 1;
-                        if taken == BURST_MAX || !(gate.is_open() && self.has_room()) {
-                            break;
-                        }
-                        next = stream.next().now_or_never().flatten();
-                    }
-                }
+                item = stream.next(), if gate.polls() => gate.take(member, &mut stream, item, self)?,
             }
         }
-    }
-
-    /// Room for more usage records on their way. While Kafka does not take them, nothing is read.
-    fn has_room(&self) -> bool {
-        self.in_flight.len() < self.options.projection.in_flight_max && self.unsent.is_empty()
     }
 
     fn change(&mut self, member: &Member, change: Change) {
@@ -241,18 +245,6 @@ impl Running {
         let from: Vec<_> = starts.iter().map(|start| (start.partition, start.offset)).collect();
         tracing::info!(?from, "journal partitions are projected");
         self.tell_health();
-    }
-
-    fn record(&mut self, member: &Member, record: Received<'_>) {
-        let stopped = self.partitions.get(&record.partition).is_none_or(|partition| partition.stopped.is_some());
-        if stopped || self.waiting.keeps(record) {
-            return;
-        }
-        match self.read(record) {
-            Read::Entry(entry) => self.project(member, record, &entry),
-            Read::Unknown(id) => self.waiting.hold(member, record, id),
-            Read::Unreadable(why) => self.stop(member, record.partition, record.offset, &why),
-        }
     }
 
     fn read(&self, record: Received<'_>) -> Read {
@@ -317,6 +309,7 @@ impl Running {
         for (organization, payload) in encoded {
             let tag = self.next_tag;
             self.next_tag += 1;
+            self.in_flight_bytes += payload.len();
             self.in_flight.insert(tag, InFlight { partition: number, stay, number: read, organization, payload });
             self.send(tag);
         }
@@ -355,7 +348,7 @@ impl Running {
                 self.refused(tag, &error.to_string());
                 continue;
             }
-            let Some(posting) = self.in_flight.remove(&tag) else { continue };
+            let Some(posting) = self.landed(tag) else { continue };
             self.counters.postings.inc();
             let partition = self.partitions.get_mut(&posting.partition);
             if let Some(partition) = partition.filter(|partition| partition.stay == posting.stay) {
@@ -366,6 +359,13 @@ impl Running {
                 self.tell_health();
             }
         }
+    }
+
+    /// A usage record waits for nothing any more.
+    fn landed(&mut self, tag: u64) -> Option<InFlight> {
+        let posting = self.in_flight.remove(&tag)?;
+        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(posting.payload.len());
+        Some(posting)
     }
 
     /// A person must look: the partition stays where it is, the others go on.
@@ -395,7 +395,7 @@ impl Running {
                     self.partitions.get(&posting.partition).is_none_or(|partition| partition.stay != posting.stay)
                 });
                 if given_away {
-                    self.in_flight.remove(&tag);
+                    self.landed(tag);
                 } else {
                     self.send(tag);
                 }

@@ -103,6 +103,8 @@ pub enum FailureClass {
     Cut,
     /// More bytes than the bound.
     TooLarge,
+    /// There is no room for the answer among those of all calls.
+    NoRoom,
 }
 
 impl FailureClass {
@@ -120,6 +122,7 @@ impl FailureClass {
             Self::Garbage => "upstream_garbage",
             Self::Cut => "upstream_cut",
             Self::TooLarge => "upstream_too_large",
+            Self::NoRoom => "over_capacity",
         }
     }
 }

@@ -14,11 +14,14 @@ use super::openai::{self, Identity, StreamDecoder};
 use super::{Call, Failure, FailureClass, Summary};
 use crate::config::{Providers, millis};
 use crate::runtime::clock;
+use crate::runtime::room::{Hold, Room};
 
 /// Most bytes that are read of an error's body.
 const ERROR_BYTES_MAX: usize = 64 << 10;
 /// How long a connection that nobody uses is kept.
 const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(90);
+/// When an asker may come back whose answer had no room.
+const NO_ROOM_RETRY: Duration = Duration::from_secs(1);
 /// Any longer time-out is this long.
 const TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
 
@@ -36,6 +39,7 @@ pub struct Transport {
     between_tokens_timeout: Duration,
     answer_bytes_max: usize,
     event_bytes_max: usize,
+    answers: Room,
 }
 
 /// What a provider answered, as the client is to get it.
@@ -47,8 +51,21 @@ pub enum Answer {
 
 #[derive(Debug)]
 pub struct Whole {
+    /// Its bytes take room among all answers until the last copy of it is dropped.
     pub body: Bytes,
     pub summary: Summary,
+}
+
+/// An answer and the room that it takes.
+struct Roomed {
+    body: Bytes,
+    _room: Hold,
+}
+
+impl AsRef<[u8]> for Roomed {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
 }
 
 impl Transport {
@@ -69,7 +86,13 @@ impl Transport {
             between_tokens_timeout: millis(config.between_tokens_timeout_ms).min(TIMEOUT_MAX),
             answer_bytes_max: config.answer_bytes_max,
             event_bytes_max: config.event_bytes_max,
+            answers: Room::new(config.answers_bytes_max),
         })
+    }
+
+    /// For the bytes of answers between the providers and Kafka.
+    pub fn answers(&self) -> &Room {
+        &self.answers
     }
 
     /// Makes the call. A whole answer is complete when this returns; a stream has only begun, its status known.
@@ -81,19 +104,21 @@ impl Transport {
         let response = limits.within_first(call.stream, self.send(call)).await??;
         let status = response.status();
         if !status.is_success() {
-            return Err(limits.within_first(call.stream, refusal(response)).await?);
+            return Err(limits.within_first(call.stream, refusal(response, self.answers.hold())).await?);
         }
         let identity = Identity::new(&call.request_id, &call.model, clock::now());
         if call.stream && !is_json(response.headers()) {
             let decoder = StreamDecoder::new(identity, call.include_usage, self.event_bytes_max);
-            return Ok(Answer::Stream(Box::new(AnswerStream { response, decoder, limits })));
+            return Ok(Answer::Stream(Box::new(AnswerStream { response, decoder, limits, room: self.answers.hold() })));
         }
-        let body = limits.within_first(call.stream, read(response, self.answer_bytes_max)).await??;
+        let mut room = self.answers.hold();
+        let body = limits.within_first(call.stream, read(response, self.answer_bytes_max, &mut room)).await??;
         let (body, summary) = openai::whole(&body, &identity)?;
-        match call.stream {
-            true => Err(Failure::new(FailureClass::Garbage, "the provider answered a streamed request whole")),
-            false => Ok(Answer::Whole(Whole { body, summary })),
+        if call.stream {
+            return Err(Failure::new(FailureClass::Garbage, "the provider answered a streamed request whole"));
         }
+        room.keep(body.len());
+        Ok(Answer::Whole(Whole { body: Bytes::from_owner(Roomed { body, _room: room }), summary }))
     }
 
     async fn send(&self, call: &Call) -> Result<Response, Failure> {
@@ -189,6 +214,7 @@ pub struct AnswerStream {
     response: Response,
     decoder: StreamDecoder,
     limits: Limits,
+    room: Hold,
 }
 
 impl AnswerStream {
@@ -198,7 +224,7 @@ impl AnswerStream {
     pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
         let mut limit = None;
         loop {
-            if let Some(chunk) = self.decoder.pop() {
+            if let Some(chunk) = self.try_next_ready() {
                 return Ok(Some(chunk));
             }
             if let Some(end) = self.decoder.end() {
@@ -206,7 +232,12 @@ impl AnswerStream {
             }
             let (at, late) = *limit.get_or_insert_with(|| self.limits.next(self.decoder.has_content()));
             match timeout_at(at, self.response.chunk()).await {
-                Ok(Ok(Some(bytes))) => self.decoder.push(&bytes),
+                Ok(Ok(Some(bytes))) => {
+                    self.decoder.push(&bytes);
+                    if !self.room.set(self.decoder.waiting_bytes()) {
+                        self.decoder.fail(no_room());
+                    }
+                }
                 Ok(Ok(None)) => self.decoder.finish(),
                 Ok(Err(_)) => self.decoder.broken(),
                 Err(_) => self.decoder.fail(self.limits.missed(late)),
@@ -216,7 +247,9 @@ impl AnswerStream {
 
     /// A chunk that is there already, for a caller that puts several into one frame.
     pub fn try_next_ready(&mut self) -> Option<Bytes> {
-        self.decoder.pop()
+        let chunk = self.decoder.pop()?;
+        self.room.keep(self.decoder.waiting_bytes());
+        Some(chunk)
     }
 
     /// What is known so far; valid at any moment, also after a failure or before giving up.
@@ -231,15 +264,20 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// The failure that an error answer stands for. A body that cannot be read changes nothing about that.
-async fn refusal(response: Response) -> Failure {
+async fn refusal(response: Response, mut room: Hold) -> Failure {
     let status = response.status().as_u16();
     let headers = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let body = read(response, ERROR_BYTES_MAX).await.unwrap_or_default();
+    let body = read(response, ERROR_BYTES_MAX, &mut room).await.unwrap_or_default();
     openai::from_status(status, headers.as_deref(), &body, clock::now())
 }
 
-/// Reads a whole body of at most `bytes_max`.
-async fn read(mut response: Response, bytes_max: usize) -> Result<Bytes, Failure> {
+fn no_room() -> Failure {
+    let failure = Failure::new(FailureClass::NoRoom, "too many bytes of answers are under way; try again");
+    Failure { retry_after: Some(NO_ROOM_RETRY), ..failure }
+}
+
+/// Reads a whole body of at most `bytes_max`, for which it takes room.
+async fn read(mut response: Response, bytes_max: usize, room: &mut Hold) -> Result<Bytes, Failure> {
     let cut = |_| Failure::new(FailureClass::Cut, "the provider's answer ended in its middle");
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
@@ -247,6 +285,9 @@ async fn read(mut response: Response, bytes_max: usize) -> Result<Bytes, Failure
         if first.len() + all.len() + bytes.len() > bytes_max {
             let message = format!("the provider's answer has more than {bytes_max} bytes");
             return Err(Failure::new(FailureClass::TooLarge, message));
+        }
+        if !room.take(bytes.len()) {
+            return Err(no_room());
         }
         // Most answers come in one piece, which is not copied.
         if first.is_empty() && all.is_empty() {

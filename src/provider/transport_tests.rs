@@ -92,6 +92,28 @@ async fn a_whole_answer_comes_with_its_usage() {
 }
 
 #[tokio::test]
+async fn an_answer_without_room_fails_and_gives_back_what_it_took() {
+    let server = simulator().await;
+    let transport = transport(|config| config.answers_bytes_max = 10_000);
+    let mut others = transport.answers().hold();
+    assert!(others.take(10_000));
+    for stream in [false, true] {
+        let (_, end) = ending(&transport, &call(&server.base_url(), stream, "")).await;
+        assert_eq!(end, Err(FailureClass::NoRoom));
+        assert_eq!(transport.answers().taken(), 10_000);
+    }
+    drop(others);
+    let Answer::Whole(whole) = transport.call(&call(&server.base_url(), false, "")).await.unwrap() else {
+        panic!("a whole answer")
+    };
+    let copy = whole.body.clone();
+    drop(whole);
+    assert_eq!(transport.answers().taken(), copy.len());
+    drop(copy);
+    assert_eq!(transport.answers().taken(), 0);
+}
+
+#[tokio::test]
 async fn a_stream_says_the_same_as_the_whole_answer() {
     let server = simulator().await;
     let transport = transport(|_| {});

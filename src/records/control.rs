@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::{EnvelopeError, Record, Topic};
 use crate::domain::{DeploymentId, ModelName, OrganizationId, Price, Timestamp};
 
+/// The credential of a deployment that wants none.
+pub const NO_CREDENTIAL: &str = "none";
+
 /// One change of one entity, as it is on the wire.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ControlRecord {
@@ -68,7 +71,7 @@ pub struct Deployment {
     pub upstream_model: String,
     pub base_url: String,
     pub region: String,
-    /// A reference such as `env:NAME`, never a secret.
+    /// A reference such as `env:NAME`, never a secret; or [`NO_CREDENTIAL`].
     pub credential: String,
     pub prices: Vec<PriceEntry>,
 }

@@ -1,6 +1,7 @@
 //! Provider calls under way: each a task that puts the answer on `responses` and reports its end to the shard.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::publisher::{self, Deliveries, Delivery, Outgoing, Publisher};
+use super::room::Hold;
 use super::{clock, kafka};
 use crate::codec::Codec;
 use crate::config;
@@ -18,13 +20,15 @@ use crate::processor::inference::{AttemptEnd, AttemptReport};
 use crate::provider::transport::{Answer, AnswerStream, Transport};
 use crate::provider::{Call, Failure, FailureClass, Summary, Upstream};
 use crate::records::Topic;
+use crate::records::control::NO_CREDENTIAL;
 use crate::records::journal::AttemptProgressed;
 use crate::records::responses::{Content, Frame, FrameBody, ResponseRecord};
 
 /// Most bytes of chunks that wait while a frame is in flight; above it the provider's stream is not read.
 const WAITING_BYTES_MAX: usize = 256 << 10;
-/// Wait before a full producer is tried again.
-const FULL_RETRY: Duration = Duration::from_millis(2);
+/// Waits before a full producer is tried again: first, and at the most.
+const FULL_RETRY_MIN: Duration = Duration::from_millis(2);
+const FULL_RETRY_MAX: Duration = Duration::from_millis(100);
 
 /// How often a call under way says what it has put out.
 const PROGRESS_EVERY: Duration = Duration::from_secs(3);
@@ -52,24 +56,42 @@ pub struct Calls {
     pub codec: Arc<Codec>,
     pub publisher: Publisher,
     pub responses_topic: String,
+    /// References that were looked for in vain, of those that `control` names; each is logged once.
+    missing_credentials: Mutex<BTreeSet<String>>,
 }
 
 impl Calls {
     pub fn new(transport: Transport, config: &config::Config, codec: Arc<Codec>, publisher: Publisher) -> Self {
         let responses_topic = kafka::topic_name(&config.kafka, Topic::Responses);
-        Self { transport, providers: config.providers.clone(), codec, publisher, responses_topic }
+        let (providers, missing_credentials) = (config.providers.clone(), Mutex::default());
+        Self { transport, providers, codec, publisher, responses_topic, missing_credentials }
     }
 
     /// Where a deployment is called, and whether that is a simulator.
-    fn upstream(&self, call: &ProviderCall) -> (Upstream, bool) {
+    ///
+    /// # Errors
+    /// When the deployment's credential is not in the environment: a call without it could only be refused.
+    fn upstream(&self, call: &ProviderCall) -> Result<(Upstream, bool), Failure> {
         let model = call.upstream_model.clone();
         if let Some(url) = &self.providers.upstream_override {
-            return (Upstream { base_url: url.clone(), model, credential: None }, true);
+            return Ok((Upstream { base_url: url.clone(), model, credential: None }, true));
         }
         let credential = self.providers.environment.get(&call.credential).cloned();
         match (&credential, &self.providers.simulator_url) {
-            (None, Some(url)) => (Upstream { base_url: url.clone(), model, credential }, true),
-            _ => (Upstream { base_url: call.base_url.clone(), model, credential }, false),
+            (None, Some(url)) => Ok((Upstream { base_url: url.clone(), model, credential }, true)),
+            (None, None) if call.credential != NO_CREDENTIAL => {
+                let mut told = self.missing_credentials.lock().unwrap_or_else(PoisonError::into_inner);
+                if told.insert(call.credential.clone()) {
+                    tracing::warn!(
+                        deployment = %call.head.deployment,
+                        credential = call.credential,
+                        "not called: its credential is not in this process's environment; set it and restart"
+                    );
+                }
+                let message = format!("the gateway has no credential for deployment {}", call.head.deployment);
+                Err(Failure::new(FailureClass::Configuration, message))
+            }
+            _ => Ok((Upstream { base_url: call.base_url.clone(), model, credential }, false)),
         }
     }
 
@@ -82,21 +104,25 @@ impl Calls {
         cancelled: CancellationToken,
         reports: mpsc::Sender<Report>,
     ) {
-        let (upstream, simulated) = self.upstream(&call);
-        let request = Call {
-            request_id: call.key.request.clone(),
-            model: call.head.model.clone(),
-            upstream,
-            body,
-            stream: call.stream,
-            include_usage: call.include_usage,
-            timeout: call.deadline_at.since(clock::now()),
-        };
-        let started = Instant::now();
+        let (started, timeout) = (Instant::now(), call.deadline_at.since(clock::now()));
         let mut pump = Pump::new(&self, tenure, &call, &reports);
-        let (end, summary, body) = match request.timeout.is_zero() {
-            true => (AttemptEnd::Failed(deadline_passed()), Summary::default(), None),
-            false => pump.answer(&request, &cancelled).await,
+        let upstream = self.upstream(&call);
+        let simulated = matches!(upstream, Ok((_, true)));
+        let (end, summary, body) = match upstream {
+            Err(failure) => (AttemptEnd::Failed(failure), Summary::default(), None),
+            Ok(_) if timeout.is_zero() => (AttemptEnd::Failed(deadline_passed()), Summary::default(), None),
+            Ok((upstream, _)) => {
+                let request = Call {
+                    request_id: call.key.request.clone(),
+                    model: call.head.model.clone(),
+                    upstream,
+                    body,
+                    stream: call.stream,
+                    include_usage: call.include_usage,
+                    timeout,
+                };
+                pump.answer(&request, &cancelled).await
+            }
         };
         let first = pump.first_content_at.map(|at| millis(at.duration_since(started)));
         let report = AttemptReport {
@@ -132,7 +158,8 @@ struct Pump<'a> {
     reports: &'a mpsc::Sender<Report>,
     deliveries: Arc<Deliveries>,
     waiting: Vec<Bytes>,
-    waiting_bytes: usize,
+    /// Of the chunks that wait.
+    room: Hold,
     in_flight: bool,
     called: bool,
     frames: u32,
@@ -150,7 +177,7 @@ impl<'a> Pump<'a> {
             reports,
             deliveries: Deliveries::new(),
             waiting: Vec::new(),
-            waiting_bytes: 0,
+            room: calls.transport.answers().hold(),
             in_flight: false,
             called: false,
             frames: 0,
@@ -193,19 +220,19 @@ impl<'a> Pump<'a> {
                         break AttemptEnd::Failed(Failure::new(FailureClass::Cut, message));
                     }
                 }
-                chunk = stream.next(), if self.waiting_bytes < WAITING_BYTES_MAX => match chunk {
+                chunk = stream.next(), if self.takes_more() => match chunk {
                     Ok(Some(chunk)) => self.take(chunk),
                     Ok(None) => break AttemptEnd::Completed,
                     Err(failure) => break AttemptEnd::Failed(failure),
                 },
             }
-            while self.waiting_bytes < WAITING_BYTES_MAX
+            while self.takes_more()
                 && let Some(chunk) = stream.try_next_ready()
             {
                 self.take(chunk);
             }
             if !self.in_flight
-                && let Err(message) = self.send_waiting().await
+                && let Err(message) = self.send_waiting(cancelled).await
             {
                 break AttemptEnd::Failed(Failure::new(FailureClass::Cut, message));
             }
@@ -215,7 +242,7 @@ impl<'a> Pump<'a> {
         };
         // What is left goes out in order behind the frame in flight; the terminal follows it on the same partition.
         if end != AttemptEnd::Cancelled
-            && let Err(message) = self.send_waiting().await
+            && let Err(message) = self.send_waiting(cancelled).await
         {
             return AttemptEnd::Failed(Failure::new(FailureClass::Cut, message));
         }
@@ -229,13 +256,21 @@ impl<'a> Pump<'a> {
         let _ = self.reports.try_send(Report::Progressed(self.call.key.clone(), progressed));
     }
 
+    /// Whether the provider's stream is read on: not while much waits here, and, while much waits in all calls together,
+    /// not while anything waits here.
+    fn takes_more(&self) -> bool {
+        let (waiting, all) = (self.room.bytes(), self.room.room());
+        waiting < WAITING_BYTES_MAX && (waiting == 0 || all.taken() < all.bytes_max() / 2)
+    }
+
     fn take(&mut self, chunk: Bytes) {
         self.first_content_at.get_or_insert_with(Instant::now);
-        self.waiting_bytes += chunk.len();
+        // It is in memory already, and at most one more than there should be.
+        self.room.take_anyway(chunk.len());
         self.waiting.push(chunk);
     }
 
-    async fn send_waiting(&mut self) -> Result<(), String> {
+    async fn send_waiting(&mut self, cancelled: &CancellationToken) -> Result<(), String> {
         if self.waiting.is_empty() {
             return Ok(());
         }
@@ -252,9 +287,10 @@ impl<'a> Pump<'a> {
                 events: std::mem::take(&mut self.waiting),
             }),
         };
-        self.waiting_bytes = 0;
         let record = ResponseRecord::from(frame);
         self.calls.codec.encode(&record, &mut self.payload).map_err(|e| e.to_string())?;
+        drop(record);
+        let mut wait = FULL_RETRY_MIN;
         loop {
             let outgoing = Outgoing {
                 topic: &self.calls.responses_topic,
@@ -265,11 +301,17 @@ impl<'a> Pump<'a> {
             match self.calls.publisher.send(outgoing, &self.deliveries, u64::from(self.frames)) {
                 Ok(()) => break,
                 Err(publisher::Error::Full) if clock::now() < self.call.deadline_at => {
-                    tokio::time::sleep(FULL_RETRY).await;
+                    tokio::select! {
+                        biased;
+                        // Nobody waits for it any more.
+                        () = cancelled.cancelled() => return Ok(()),
+                        () = tokio::time::sleep(wait) => wait = (wait * 2).min(FULL_RETRY_MAX),
+                    }
                 }
                 Err(error) => return Err(error.to_string()),
             }
         }
+        self.room.keep(0);
         self.frames += 1;
         self.in_flight = true;
         Ok(())

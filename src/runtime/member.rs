@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::{FutureExt as _, StreamExt as _};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, MessageStream, StreamConsumer};
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -27,6 +28,8 @@ const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// How long a clean leave may take; then the broker notices by the session's time-out.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most records that a reader takes in one turn.
+const BURST_MAX: usize = 256;
 /// How long records may be left unpolled; longer, and rebalances would wait for this member.
 const UNPOLLED_MAX: Duration = Duration::from_secs(2);
 
@@ -214,6 +217,12 @@ impl Member {
     pub fn unassign(&self, partitions: &[i32]) {
         let mut reading = self.reading();
         reading.unanswered = None;
+        // librdkafka remembers a pause for longer than an assignment: one that comes back would stay paused.
+        let paused = partitions.iter().filter(|p| reading.all_paused || reading.paused.contains(p));
+        let paused = self.list(paused.map(|p| (*p, Offset::Invalid)));
+        if paused.count() > 0 {
+            self.done("resume", self.consumer.resume(&paused));
+        }
         for partition in partitions {
             reading.assigned.remove(partition);
             reading.paused.remove(partition);
@@ -408,8 +417,34 @@ impl Gate {
         matches!(self, Self::Open | Self::Paused)
     }
 
-    /// Whether several records may be taken in one turn.
-    pub const fn is_open(self) -> bool {
-        matches!(self, Self::Open)
+    /// Gives the reader what came from the stream, and while it has room, what is there already.
+    pub fn take<'a>(
+        self,
+        member: &Member,
+        stream: &mut MessageStream<'a, Context>,
+        came: Option<KafkaResult<BorrowedMessage<'a>>>,
+        reader: &mut impl Reader,
+    ) -> Result<(), Error> {
+        let (mut next, mut taken) = (came, 0);
+        while let Some(received) = next {
+            match received {
+                Ok(message) => reader.record(member, Received::of(&message)),
+                Err(error) => member.check(error)?,
+            }
+            taken += 1;
+            if taken == BURST_MAX || self != Self::Open || !reader.has_room() {
+                break;
+            }
+            next = stream.next().now_or_never().flatten();
+        }
+        Ok(())
     }
+}
+
+/// What a [`Gate`] gives records to.
+pub trait Reader {
+    /// Whether a further record is wanted.
+    fn has_room(&self) -> bool;
+
+    fn record(&mut self, member: &Member, record: Received<'_>);
 }

@@ -13,6 +13,7 @@ pub mod publisher;
 mod queue_waker;
 pub mod reach;
 pub mod restore;
+pub mod room;
 pub mod schema_wait;
 pub mod shard;
 pub mod shell;

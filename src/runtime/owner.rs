@@ -14,6 +14,7 @@ use super::checkpoints::{self, Keeper, Slots};
 use super::clock;
 use super::publisher::{self, Outgoing};
 use super::restore::Takeover;
+use super::room::Hold;
 use super::shell::{Shell, Tag};
 use crate::codec;
 use crate::domain::ids::partition_of;
@@ -23,14 +24,20 @@ use crate::processor::{Command, Input, ProviderCall, content, key_of, terminal_a
 use crate::records::dead_letters::{DeadLetter, Source};
 use crate::records::journal::{Commit, Entry, Fact, JournalRecord};
 use crate::records::requests::{Request, RequestRecord};
+use crate::records::responses::ResponseRecord;
 
 /// Records of one partition that may wait (for a schema, a dead letter, the producer) before it is paused.
-pub const HELD_RECORDS_MAX: usize = 1_000;
-
+const HELD_RECORDS_MAX: usize = 1_000;
 /// Bytes of records of one partition that may wait before it is paused.
 const HELD_BYTES_MAX: usize = 32 << 20;
+/// Bytes of commits that may wait for the full producer before the tenure ends.
+const OUTBOX_BYTES_MAX: usize = 16 << 20;
+/// Terminal frames that may wait for the full producer before no further record is decided.
+const ANSWERS_WAITING_MAX: usize = 1_000;
 /// Largest commit that is appended: far more than any decision has, and half of what the journal takes.
 const COMMIT_BYTES_MAX: usize = 512 << 10;
+/// Largest buffer that is kept for the next record.
+const PAYLOAD_BYTES_KEPT: usize = 64 << 10;
 /// What Kafka adds to a record, and a little more.
 const RECORD_OVERHEAD_BYTES: usize = 1_024;
 
@@ -43,6 +50,8 @@ pub enum Lost {
     Delivery(KafkaError),
     #[error("a record could not be written: {0}")]
     Write(String),
+    #[error("{bytes} bytes of commits wait for kafka")]
+    Backlog { bytes: usize },
     /// What was decided on a record cannot be put on the journal. The next tenure puts the record aside.
     #[error("the decision on record {source_offset:?} cannot be written: {detail}")]
     Unwritable { source_offset: Option<i64>, detail: String },
@@ -72,15 +81,49 @@ impl Held {
         Self { offset: record.offset, at: record.at, key, payload }
     }
 
+    fn bytes(&self) -> usize {
+        self.payload.len() + self.key.as_ref().map_or(0, Vec::len)
+    }
+
     fn record(&self) -> Record<'_> {
         Record { offset: self.offset, at: self.at, key: self.key.as_deref(), payload: &self.payload }
     }
 }
 
+/// The records that wait, in order.
+struct Waiting {
+    records: VecDeque<Held>,
+    /// Their share of what may wait in the process.
+    room: Hold,
+}
+
+impl Waiting {
+    fn push_back(&mut self, held: Held) {
+        self.room.take_anyway(held.bytes());
+        self.records.push_back(held);
+    }
+
+    fn push_front(&mut self, held: Held) {
+        self.room.take_anyway(held.bytes());
+        self.records.push_front(held);
+    }
+
+    fn pop_front(&mut self) -> Option<Held> {
+        let held = self.records.pop_front()?;
+        self.room.keep(self.room.bytes().saturating_sub(held.bytes()));
+        Some(held)
+    }
+
+    fn is_congested(&self) -> bool {
+        let bytes = self.room.bytes();
+        self.records.len() >= HELD_RECORDS_MAX || bytes >= HELD_BYTES_MAX || (bytes > 0 && !self.room.room().fits(0))
+    }
+}
+
 /// Why the first held record cannot be decided yet.
 enum Obstacle {
-    /// Its schema is being fetched.
-    Schema(u32),
+    /// Its schema is being fetched, by this task.
+    Schema(u32, AbortHandle),
     /// It is being put elsewhere; then it is skipped for this reason.
     Disposal(&'static str),
 }
@@ -89,6 +132,8 @@ enum Obstacle {
 enum Taken {
     Decided,
     Waits(Obstacle),
+    /// The full producer did not take what has to be put elsewhere first; it is tried again.
+    Later,
 }
 
 struct CallHandle {
@@ -104,11 +149,12 @@ pub struct Owner {
     tenure: Tenure,
     /// Commits that the full producer has not taken yet.
     outbox: VecDeque<(Option<OrganizationId>, Vec<u8>)>,
-    /// Terminal frames that the full producer has not taken yet.
-    answers: VecDeque<(i32, RequestKey, Vec<u8>)>,
+    outbox_bytes: usize,
+    /// Terminal frames that the full producer has not taken yet, and their partitions.
+    answers: VecDeque<(i32, Box<ResponseRecord>)>,
     calls: HashMap<RequestKey, CallHandle>,
     bodies: HashMap<RequestKey, Bytes>,
-    held: VecDeque<Held>,
+    held: Waiting,
     obstacle: Option<Obstacle>,
     /// The last source offset whose commit is acknowledged.
     decided: Option<i64>,
@@ -136,10 +182,11 @@ impl Owner {
             epoch,
             tenure: takeover.tenure,
             outbox: VecDeque::new(),
+            outbox_bytes: 0,
             answers: VecDeque::new(),
             calls: HashMap::new(),
             bodies: HashMap::new(),
-            held: VecDeque::new(),
+            held: Waiting { records: VecDeque::new(), room: shell.held.hold() },
             obstacle: None,
             decided,
             committed: None,
@@ -148,28 +195,37 @@ impl Owner {
             checkpoints: Keeper::new(takeover.begin, takeover.stale),
             payload: Vec::new(),
         };
-        let (tenure, state) = (owner.tenure.id(), owner.tenure.state());
+        match owner.recover(shell, takeover.bodies) {
+            Ok(()) => Ok(owner),
+            Err(lost) => {
+                owner.abandon(shell);
+                Err(lost)
+            }
+        }
+    }
+
+    fn recover(&mut self, shell: &mut Shell, mut bodies: HashMap<RequestKey, Bytes>) -> Result<(), Lost> {
+        let (tenure, state) = (self.tenure.id(), self.tenure.state());
         let again: Vec<Command> = state.memory.ended().map(|e| terminal_again(e, tenure, state.clock)).collect();
         let orphaned: Vec<i64> = state.orphans().map(|(offset, _)| offset).collect();
         let mut left_open: Vec<RequestKey> = state.open_requests().map(|(key, _)| key.clone()).collect();
         left_open.sort();
-        for answer in again {
-            owner.run(shell, answer)?;
-        }
-        for journal_offset in orphaned {
-            owner.decide(shell, &Input::Orphaned(journal_offset), clock::now(), None)?;
-            shell.metrics.orphans.inc();
-        }
         for key in &left_open {
             shell.load.opened(&key.organization);
         }
-        let mut bodies = takeover.bodies;
+        for answer in again {
+            self.run(shell, answer)?;
+        }
+        for journal_offset in orphaned {
+            self.decide(shell, &Input::Orphaned(journal_offset), clock::now(), None)?;
+            shell.metrics.orphans.inc();
+        }
         for key in left_open {
             let body = bodies.remove(&key);
             let input = Input::TakenOver { key, has_body: body.is_some() };
-            owner.decide(shell, &input, clock::now(), body.as_ref())?;
+            self.decide(shell, &input, clock::now(), body.as_ref())?;
         }
-        Ok(owner)
+        Ok(())
     }
 
     /// Offset of the tenure's `OwnershipTaken`.
@@ -187,21 +243,27 @@ impl Owner {
         if self.draining {
             return Ok(());
         }
-        if self.obstacle.is_some() || !self.held.is_empty() || !self.outbox.is_empty() {
+        if !self.may_decide() || !self.held.records.is_empty() {
             self.held.push_back(Held::of(record));
             return Ok(());
         }
-        if let Taken::Waits(obstacle) = self.decide_record(shell, record)? {
-            self.held.push_back(Held::of(record));
-            self.obstacle = Some(obstacle);
+        match self.decide_record(shell, record)? {
+            Taken::Decided => return Ok(()),
+            Taken::Waits(obstacle) => self.obstacle = Some(obstacle),
+            Taken::Later => {}
         }
+        self.held.push_back(Held::of(record));
         Ok(())
+    }
+
+    /// Whether nothing stands before the next record.
+    fn may_decide(&self) -> bool {
+        self.obstacle.is_none() && self.outbox.is_empty() && self.answers.len() < ANSWERS_WAITING_MAX
     }
 
     /// Whether so much waits that the partition should be paused.
     pub fn is_congested(&self) -> bool {
-        self.held.len() >= HELD_RECORDS_MAX
-            || self.held.iter().map(|held| held.payload.len()).sum::<usize>() >= HELD_BYTES_MAX
+        self.held.is_congested()
     }
 
     /// Nothing is under way: no call, no unacknowledged commit.
@@ -249,25 +311,29 @@ impl Owner {
 
     /// The schema that the first held record waits for was fetched, or there is none.
     pub fn learned(&mut self, shell: &mut Shell, id: u32, outcome: &Result<(), codec::Error>) -> Result<(), Lost> {
-        if !matches!(self.obstacle, Some(Obstacle::Schema(wanted)) if wanted == id) {
+        if !matches!(self.obstacle, Some(Obstacle::Schema(wanted, _)) if wanted == id) {
             return Ok(());
         }
         self.obstacle = None;
-        match outcome {
-            Ok(()) => self.decide_held(shell),
-            Err(error) => {
-                let Some(held) = self.held.pop_front() else { return Ok(()) };
-                let obstacle = self.dead_letter(shell, held.record(), "unknown_schema", &error.to_string())?;
-                self.held.push_front(held);
-                self.obstacle = Some(obstacle);
-                Ok(())
+        if let Err(error) = outcome
+            && let Some(held) = self.held.pop_front()
+        {
+            let taken = self.dead_letter(shell, held.record(), "unknown_schema", &error.to_string())?;
+            self.held.push_front(held);
+            match taken {
+                Taken::Waits(obstacle) => self.obstacle = Some(obstacle),
+                // It will be asked for once more.
+                Taken::Decided | Taken::Later => return Ok(()),
             }
         }
+        self.decide_held(shell)
     }
 
     /// News of a provider call.
     pub fn reported(&mut self, shell: &mut Shell, report: Report) -> Result<(), Lost> {
         let input = match report {
+            // The next one says the same and more.
+            Report::Progressed(..) if !self.outbox.is_empty() => return Ok(()),
             Report::Progressed(key, progressed) => Input::AttemptProgressed(key, progressed),
             Report::Ended(report) => {
                 self.calls.remove(&report.key);
@@ -296,13 +362,14 @@ impl Owner {
             if !shell.append(self.partition, organization.as_ref(), payload, self.epoch)? {
                 return Ok(());
             }
+            self.outbox_bytes = self.outbox_bytes.saturating_sub(payload.len());
             self.outbox.pop_front();
         }
-        while let Some((partition, key, payload)) = self.answers.front() {
-            if !shell.answer(*partition, key, payload, self.epoch)? {
+        while let Some((partition, answer)) = self.answers.pop_front() {
+            if !self.answer(shell, partition, &answer)? {
+                self.answers.push_front((partition, answer));
                 return Ok(());
             }
-            self.answers.pop_front();
         }
         self.decide_held(shell)
     }
@@ -319,18 +386,29 @@ impl Owner {
         for call in self.calls.values() {
             call.abort.abort();
         }
+        if let Some(Obstacle::Schema(_, learning)) = &self.obstacle {
+            learning.abort();
+        }
+        for (key, body) in &self.bodies {
+            shell.load.dropped(&key.organization, body.len());
+        }
         for (key, _) in self.tenure.state().open_requests() {
             shell.load.closed(&key.organization);
         }
     }
 
     fn decide_held(&mut self, shell: &mut Shell) -> Result<(), Lost> {
-        while self.obstacle.is_none() && self.outbox.is_empty() && !self.draining {
+        while self.may_decide() && !self.draining {
             let Some(held) = self.held.pop_front() else { return Ok(()) };
-            if let Taken::Waits(obstacle) = self.decide_record(shell, held.record())? {
-                self.held.push_front(held);
-                self.obstacle = Some(obstacle);
+            match self.decide_record(shell, held.record())? {
+                Taken::Decided => continue,
+                Taken::Waits(obstacle) => self.obstacle = Some(obstacle),
+                Taken::Later => {
+                    self.held.push_front(held);
+                    return Ok(());
+                }
             }
+            self.held.push_front(held);
         }
         Ok(())
     }
@@ -339,20 +417,20 @@ impl Owner {
         if self.tenure.state().last_source_offset.is_some_and(|last| record.offset <= last) {
             return Ok(Taken::Decided);
         }
-        if let Some((_, detail)) = self.undecidable.take_if(|(offset, _)| *offset == record.offset) {
-            return self.dead_letter(shell, record, "undecidable", &detail).map(Taken::Waits);
+        if let Some((_, detail)) = self.undecidable.as_ref().filter(|(offset, _)| *offset == record.offset) {
+            return self.dead_letter(shell, record, "undecidable", detail);
         }
         let request = match shell.codec.decode::<RequestRecord>(record.payload) {
             Ok(decoded) => Request::try_from(decoded).map_err(|e| ("unknown_kind", e.to_string())),
             Err(codec::Error::UnknownSchema { id }) => {
-                shell.learn(id, self.epoch);
-                return Ok(Taken::Waits(Obstacle::Schema(id)));
+                let learning = shell.learn(id, self.epoch);
+                return Ok(Taken::Waits(Obstacle::Schema(id, learning)));
             }
             Err(error) => Err(("undecodable", error.to_string())),
         };
         let request = match request {
             Ok(request) => request,
-            Err((code, detail)) => return self.dead_letter(shell, record, code, &detail).map(Taken::Waits),
+            Err((code, detail)) => return self.dead_letter(shell, record, code, &detail),
         };
         let organization = match &request {
             Request::Chat(chat) => &chat.organization,
@@ -363,9 +441,11 @@ impl Owner {
             if bytes > shell.record_bytes_max {
                 let detail =
                     format!("it belongs on partition {partition}, and is too large to be moved: {bytes} bytes");
-                return self.dead_letter(shell, record, "misplaced_too_large", &detail).map(Taken::Waits);
+                return self.dead_letter(shell, record, "misplaced_too_large", &detail);
             }
-            shell.forward(partition, organization, record, self.epoch)?;
+            if !shell.forward(partition, organization, record, self.epoch)? {
+                return Ok(Taken::Later);
+            }
             shell.metrics.misplaced.inc();
             return Ok(Taken::Waits(Obstacle::Disposal("misplaced")));
         }
@@ -396,10 +476,13 @@ impl Owner {
         record: Record<'_>,
         code: &'static str,
         detail: &str,
-    ) -> Result<Obstacle, Lost> {
+    ) -> Result<Taken, Lost> {
         let Record { offset, at, key, payload } = record;
         let source = Source { topic: &shell.topics.requests, partition: self.partition, offset, at, key, payload };
         let letter = DeadLetter::of(source, code, detail, shell.dead_letter_bytes_max);
+        if !shell.dead_letter(self.partition, &letter, self.epoch)? {
+            return Ok(Taken::Later);
+        }
         tracing::warn!(
             kafka.partition = self.partition,
             kafka.offset = record.offset,
@@ -407,8 +490,7 @@ impl Owner {
             "record put into dead-letters"
         );
         shell.metrics.dead.inc();
-        shell.dead_letter(self.partition, &letter, self.epoch)?;
-        Ok(Obstacle::Disposal(code))
+        Ok(Taken::Waits(Obstacle::Disposal(code)))
     }
 
     fn decide(
@@ -423,8 +505,8 @@ impl Owner {
             Input::Chat { chat, .. } => Some(&chat.organization),
             _ => None,
         };
-        let with =
-            Circumstances { at, control: &control, capacity: shell.load.room_for(organization), bounds: &shell.bounds };
+        let capacity = shell.load.room_for(organization, body.map_or(0, Bytes::len));
+        let with = Circumstances { at, control: &control, capacity, bounds: &shell.bounds };
         let Some(commit) = self.tenure.decide(input, with) else { return Ok(()) };
         self.account(shell, &commit, body);
         let (organization, source_offset) = (commit.organization.clone(), commit.source_offset);
@@ -435,9 +517,13 @@ impl Owner {
             return Err(unwritable(format!("it has {} bytes", self.payload.len())));
         }
         if !self.outbox.is_empty() || !shell.append(self.partition, organization.as_ref(), &self.payload, self.epoch)? {
+            self.outbox_bytes += self.payload.len();
             self.outbox.push_back((organization, self.payload.clone()));
         }
-        Ok(())
+        match self.outbox_bytes {
+            bytes if bytes > OUTBOX_BYTES_MAX => Err(Lost::Backlog { bytes }),
+            _ => Ok(()),
+        }
     }
 
     /// Keeps the process's load, the bodies and the counters in step with the facts.
@@ -455,12 +541,15 @@ impl Owner {
                 Fact::AttemptStarted(_) => {
                     if let Some(body) = body {
                         self.bodies.insert(key_of(organization, &request.request_id), body.clone());
+                        shell.load.kept(organization, body.len());
                     }
                 }
                 Fact::RequestSettled(settled) => {
                     shell.load.closed(organization);
                     shell.metrics.settled(settled.outcome);
-                    self.bodies.remove(&key_of(organization, &request.request_id));
+                    if let Some(body) = self.bodies.remove(&key_of(organization, &request.request_id)) {
+                        shell.load.dropped(organization, body.len());
+                    }
                 }
                 Fact::RequestRouted(_)
                 | Fact::AttemptEnded(_)
@@ -481,15 +570,23 @@ impl Owner {
                 }
             }
             Command::Answer { partition, frame } => {
-                let key = RequestKey { organization: frame.organization.clone(), request: frame.request_id.clone() };
-                let record = crate::records::responses::ResponseRecord::from(*frame);
-                shell.codec.encode(&record, &mut self.payload).map_err(|e| Lost::Write(e.to_string()))?;
-                if !self.answers.is_empty() || !shell.answer(partition, &key, &self.payload, self.epoch)? {
-                    self.answers.push_back((partition, key, self.payload.clone()));
+                let answer = ResponseRecord::from(*frame);
+                if !self.answers.is_empty() || !self.answer(shell, partition, &answer)? {
+                    self.answers.push_back((partition, Box::new(answer)));
                 }
             }
         }
         Ok(())
+    }
+
+    /// Publishes a terminal frame; `false` when the producer is full.
+    fn answer(&mut self, shell: &Shell, partition: i32, answer: &ResponseRecord) -> Result<bool, Lost> {
+        shell.codec.encode(answer, &mut self.payload).map_err(|e| Lost::Write(e.to_string()))?;
+        let taken = shell.answer(partition, &answer.request_id, &self.payload, self.epoch);
+        if self.payload.capacity() > PAYLOAD_BYTES_KEPT {
+            self.payload = Vec::new();
+        }
+        taken
     }
 
     fn call(&mut self, shell: &mut Shell, call: ProviderCall) {

@@ -5,7 +5,7 @@
 //! throughput, a spinning core or a switch of threads). Records to one partition are acknowledged in the order in which
 //! they were sent.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -107,14 +107,18 @@ struct Reports {
     taken: AtomicU64,
     begun: Instant,
     in_flight: AtomicU64,
-    /// When a record was last acknowledged or failed, or sent while none was in flight; milliseconds since `begun`.
+    /// When a broker last answered, or a record was sent while none was in flight; milliseconds since `begun`.
     progress_ms: AtomicU64,
+    /// A record waited in vain, and no broker has answered since.
+    timed_out: AtomicBool,
+    /// As [`watch`] saw it last.
+    acknowledges: AtomicBool,
 }
 
 impl Reports {
     fn new() -> Self {
-        let (taken, in_flight, progress_ms) = Default::default();
-        Self { taken, begun: Instant::now(), in_flight, progress_ms }
+        let (taken, in_flight, progress_ms, timed_out) = Default::default();
+        Self { taken, begun: Instant::now(), in_flight, progress_ms, timed_out, acknowledges: AtomicBool::new(true) }
     }
 
     fn sent(&self) {
@@ -125,6 +129,15 @@ impl Reports {
 
     fn progressed(&self) {
         self.progress_ms.store(self.elapsed_ms(), Ordering::Relaxed);
+    }
+
+    fn answered(&self) {
+        self.progressed();
+        self.timed_out.store(false, Ordering::Relaxed);
+    }
+
+    fn silence(&self) -> Duration {
+        Duration::from_millis(self.elapsed_ms().saturating_sub(self.progress_ms.load(Ordering::Relaxed)))
     }
 
     fn elapsed_ms(&self) -> u64 {
@@ -149,11 +162,15 @@ impl ProducerContext for Reports {
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
         self.count();
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.progressed();
         let outcome = match result {
             Ok(message) => Ok(message.offset()),
             Err((error, _)) => Err(error.clone()),
         };
+        match outcome.as_ref().err().and_then(KafkaError::rdkafka_error_code) {
+            Some(RDKafkaErrorCode::MessageTimedOut) => self.timed_out.store(true, Ordering::Relaxed),
+            // Also a refusal of this record is an answer.
+            _ => self.answered(),
+        }
         if ticket.failures_only && outcome.is_ok() {
             return;
         }
@@ -202,19 +219,27 @@ const COMPONENT: &str = "kafka";
 const STALLED_AFTER: Duration = Duration::from_secs(3);
 /// How often that is looked at.
 const STALLED_LOOK: Duration = Duration::from_millis(500);
+/// While nothing is sent, Kafka is asked for a topic this often, and how long it may take to answer.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Reports to `health` whether Kafka acknowledges what is sent, until `end`.
-pub async fn watch(publisher: Publisher, health: Health, end: CancellationToken) {
-    let mut look = tokio::time::interval(STALLED_LOOK);
-    while end.run_until_cancelled(look.tick()).await.is_some() {
-        match publisher.stalled() {
-            stalled if stalled < STALLED_AFTER => health.ready(COMPONENT),
-            stalled => {
-                let why = format!("records wait for Kafka's acknowledgement, for {} s so far", stalled.as_secs());
-                health.missing(COMPONENT, why);
+/// Reports to `health` whether Kafka acknowledges what is sent, until `end`. Where nothing is on its way that would tell,
+/// it is asked for `topic`, so that a process that refuses requests meanwhile finds out when it may take them again.
+pub async fn watch(publisher: Publisher, topic: String, health: Health, end: CancellationToken) {
+    let watching = async {
+        let mut look = tokio::time::interval(STALLED_LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            look.tick().await;
+            let trouble = publisher.trouble(&topic).await;
+            publisher.producer.context().acknowledges.store(trouble.is_none(), Ordering::Relaxed);
+            match trouble {
+                None => health.ready(COMPONENT),
+                Some(why) => health.missing(COMPONENT, why),
             }
         }
-    }
+    };
+    let _: Option<()> = end.run_until_cancelled(watching).await;
     health.forget(COMPONENT);
 }
 
@@ -282,9 +307,38 @@ impl Publisher {
         let reports = self.producer.context();
         match reports.in_flight.load(Ordering::Relaxed) {
             0 => Duration::ZERO,
-            _ => {
-                Duration::from_millis(reports.elapsed_ms().saturating_sub(reports.progress_ms.load(Ordering::Relaxed)))
+            _ => reports.silence(),
+        }
+    }
+
+    /// Whether records are acknowledged at present, as far as is known.
+    pub fn acknowledges(&self) -> bool {
+        self.producer.context().acknowledges.load(Ordering::Relaxed)
+    }
+
+    /// Why a record could not be expected to be acknowledged, if so.
+    async fn trouble(&self, topic: &str) -> Option<String> {
+        let reports = self.producer.context();
+        let (stalled, timed_out) = (self.stalled(), reports.timed_out.load(Ordering::Relaxed));
+        if stalled >= STALLED_AFTER {
+            return Some(format!("records wait for Kafka's acknowledgement, for {} s so far", stalled.as_secs()));
+        }
+        if reports.in_flight.load(Ordering::Relaxed) > 0 {
+            return timed_out.then(|| "Kafka did not acknowledge records in time".to_owned());
+        }
+        if !timed_out && reports.silence() < ASK_EVERY {
+            return None;
+        }
+        let (producer, topic) = (self.producer.clone(), topic.to_owned());
+        let asking =
+            tokio::task::spawn_blocking(move || producer.client().fetch_metadata(Some(&topic), ASK_TIMEOUT).map(drop));
+        match asking.await {
+            Ok(Ok(())) => {
+                reports.answered();
+                None
             }
+            Ok(Err(error)) => Some(format!("Kafka does not answer: {error}")),
+            Err(_) => None,
         }
     }
 

@@ -14,6 +14,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::de::DeserializeOwned;
 
 use super::publisher::{Deliveries, Outgoing, Publisher};
+use super::room::{Hold, Room};
 use super::{checkpoints, clock, kafka};
 use crate::codec::{self, Codec};
 use crate::config;
@@ -63,6 +64,8 @@ pub struct Takeover {
     pub begin: i64,
     /// Keys of earlier tenures' checkpoints.
     pub stale: Vec<String>,
+    /// What they take of the process's room, until the owner has taken it.
+    pub held: Hold,
 }
 
 /// What a restore works with.
@@ -74,6 +77,8 @@ pub struct Restore {
     pub owner: String,
     /// Bodies that are read again at the most: as many as there may be calls. Requests beyond are settled.
     pub open_max: usize,
+    /// For all bodies of the process.
+    pub room: Room,
 }
 
 impl Restore {
@@ -101,8 +106,10 @@ impl Restore {
         let id = self.append_ownership(&topic, partition, handle)?;
         self.fold_until(&consumer, &mut folded, id + 1, handle)?;
         drop(consumer);
-        let bodies = self.bodies(partition, &folded.state, handle)?;
-        Ok(Takeover { partition, tenure: Tenure::begin(id, folded.state), bodies, begin, stale: found.keys })
+        let mut held = self.room.hold();
+        let bodies = self.bodies(partition, &folded.state, &mut held, handle)?;
+        let tenure = Tenure::begin(id, folded.state);
+        Ok(Takeover { partition, tenure, bodies, begin, stale: found.keys, held })
     }
 
     /// The fold of the latest checkpoint that is whole, of this version and of this journal; the consumer then goes on
@@ -139,11 +146,13 @@ impl Restore {
         Ok(None)
     }
 
-    /// Reads the bodies of the open requests again, by their offsets. One that cannot be read is left out.
+    /// Reads the bodies of the open requests again, by their offsets. One that cannot be read, or that there is no room
+    /// for, is left out.
     fn bodies(
         &self,
         partition: i32,
         state: &State,
+        held: &mut Hold,
         handle: &tokio::runtime::Handle,
     ) -> Result<HashMap<RequestKey, Bytes>, Error> {
         let failed = |source| Error::Kafka { partition, source };
@@ -164,7 +173,9 @@ impl Restore {
                 assign(&consumer, &topic, partition, offset).map_err(failed)?;
             }
             next = Some(offset + 1);
-            if let Some(body) = self.body(&consumer, partition, offset, key, handle)? {
+            if let Some(body) = self.body(&consumer, partition, offset, key, handle)?
+                && held.take(body.len())
+            {
                 bodies.insert(key.clone(), body);
             }
         }

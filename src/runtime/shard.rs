@@ -27,6 +27,7 @@ use super::member::{self, Change, Member, Position, Received};
 use super::owner::{Lost, Owner, Record};
 use super::publisher::{Deliveries, Delivery, Publisher};
 use super::restore::{self, Restore, Takeover};
+use super::room::Room;
 use super::shell::{Kept, Learned, Load, ProcessorMetrics, Shell, Tag, Topics};
 use crate::codec::Codec;
 use crate::config::{self, millis};
@@ -109,6 +110,8 @@ struct Shard {
     mine: Vec<i32>,
     /// Partitions that an assignment waits for.
     restoring: Vec<i32>,
+    /// Partitions whose journal cannot be understood, and why; the others go on.
+    closed: BTreeMap<i32, String>,
     /// Partitions that the consumer has.
     assigned: Vec<i32>,
     paused: Vec<i32>,
@@ -209,6 +212,7 @@ impl Shard {
         let (kept, kept_in) = mpsc::channel(partitions.max(1) as usize);
         let (restored, restored_in) = mpsc::channel(partitions.max(1) as usize);
         let counters = ProcessorMetrics::register(&metrics);
+        let bodies = Room::new(config.processor.bodies_bytes_max);
         let name = |topic| kafka::topic_name(&config.kafka, topic);
         let shell = Shell {
             calls: Arc::new(Calls::new(transport, &config, codec.clone(), publisher.clone())),
@@ -244,8 +248,10 @@ impl Shard {
             load: Load::new(
                 config.processor.calls_max,
                 config.processor.organization_share_percent,
-                counters.open.clone(),
+                &bodies,
+                &counters,
             ),
+            held: Room::new(config.processor.held_bytes_max),
             metrics: counters,
         };
         let restore = Restore {
@@ -254,6 +260,7 @@ impl Shard {
             publisher,
             owner: config.instance.clone(),
             open_max: config.processor.calls_max,
+            room: bodies,
         };
         let shard = Self {
             member,
@@ -268,6 +275,7 @@ impl Shard {
             undecidable: HashMap::new(),
             mine: Vec::new(),
             restoring: Vec::new(),
+            closed: BTreeMap::new(),
             assigned: Vec::new(),
             paused: Vec::new(),
             revocation: None,
@@ -388,13 +396,13 @@ impl Shard {
                 if partitions.is_empty() {
                     // An empty share of the group is an assignment too, and has to be answered.
                     self.member.assign(&[]);
-                    self.health.ready(COMPONENT);
                 }
             }
             Change::Revoked(partitions) => {
                 tracing::info!(?partitions, "partitions revoked");
                 self.mine.retain(|partition| !partitions.contains(partition));
                 self.restoring.retain(|partition| !partitions.contains(partition));
+                self.closed.retain(|partition, _| !partitions.contains(partition));
                 for partition in &partitions {
                     if let Some(owner) = self.owners.get_mut(partition) {
                         owner.draining = true;
@@ -406,13 +414,27 @@ impl Shard {
                 self.revocation = Some((all, until));
             }
         }
+        self.tell_health();
+    }
+
+    fn tell_health(&self) {
+        let closed = self.closed.iter().map(|(partition, why)| format!("partition {partition} is closed: {why}"));
+        match closed.collect::<Vec<_>>().join("; ") {
+            _ if !self.restoring.is_empty() => {
+                self.health.missing(COMPONENT, format!("restoring {} partitions", self.restoring.len()));
+            }
+            closed if closed.is_empty() => self.health.ready(COMPONENT),
+            closed if self.owners.is_empty() => self.health.missing(COMPONENT, closed),
+            closed => self.health.degraded(COMPONENT, closed),
+        }
     }
 
     fn begin_restore(&mut self, partition: i32, wait: Duration) {
         if !self.restoring.contains(&partition) {
             self.restoring.push(partition);
         }
-        self.health.missing(COMPONENT, format!("restoring {} partitions", self.restoring.len()));
+        self.closed.remove(&partition);
+        self.tell_health();
         let (restore, restored, control) = (self.restore.clone(), self.restored.clone(), self.shell.control.clone());
         let handle = tokio::runtime::Handle::current();
         self.restores.spawn(async move {
@@ -454,10 +476,11 @@ impl Shard {
                 }
             }
             Err(error) if error.is_final() => {
-                tracing::error!(kafka.partition = partition, %error, "partition stays closed");
+                tracing::error!(kafka.partition = partition, %error, "partition stays closed; the others go on");
                 self.restoring.retain(|waiting| *waiting != partition);
-                self.health.missing(COMPONENT, error.to_string());
-                return Ok(());
+                self.closed.insert(partition, error.to_string());
+                // The assignment has to be answered also when nothing of it can be read.
+                self.member.assign(&[]);
             }
             Err(error) => {
                 tracing::warn!(kafka.partition = partition, %error, "restore failed; trying again");
@@ -465,10 +488,7 @@ impl Shard {
             }
         }
         self.shell.metrics.partitions.set(self.owners.len() as i64);
-        match self.restoring.is_empty() && self.owners.len() == self.mine.len() {
-            true => self.health.ready(COMPONENT),
-            false => self.health.missing(COMPONENT, format!("restoring {} partitions", self.restoring.len())),
-        }
+        self.tell_health();
         Ok(())
     }
 
@@ -476,6 +496,7 @@ impl Shard {
         if !self.paused.contains(&partition) {
             self.member.pause(partition);
             self.paused.push(partition);
+            self.shell.metrics.paused.set(self.paused.len() as i64);
         }
     }
 
@@ -489,6 +510,7 @@ impl Shard {
                 (false, true) => {
                     self.member.resume(partition);
                     self.paused.retain(|paused| *paused != partition);
+                    self.shell.metrics.paused.set(self.paused.len() as i64);
                 }
                 _ => {}
             }
@@ -529,7 +551,6 @@ impl Shard {
         for partition in &partitions {
             self.close(*partition);
         }
-        self.paused.retain(|partition| !partitions.contains(partition));
         self.give_away(&partitions);
         Ok(())
     }
@@ -537,6 +558,8 @@ impl Shard {
     fn give_away(&mut self, partitions: &[i32]) {
         let had: Vec<i32> = partitions.iter().copied().filter(|p| self.assigned.contains(p)).collect();
         self.assigned.retain(|partition| !had.contains(partition));
+        self.paused.retain(|partition| !had.contains(partition));
+        self.shell.metrics.paused.set(self.paused.len() as i64);
         self.member.unassign(&had);
     }
 

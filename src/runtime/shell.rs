@@ -9,7 +9,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::calls::{Calls, Report};
 use super::checkpoints::{self, Slots};
@@ -17,8 +17,9 @@ use super::control::Control;
 use super::fingerprint::Fingerprints;
 use super::owner::{Lost, Record, outgoing, taken};
 use super::publisher::{Deliveries, Publisher};
+use super::room::{Hold, Room};
 use crate::codec::{self, Codec};
-use crate::domain::{OrganizationId, RequestKey};
+use crate::domain::{OrganizationId, RequestId};
 use crate::processor::checkpoint::Cut;
 use crate::processor::{Bounds, Capacity};
 use crate::records::Outcome;
@@ -83,6 +84,8 @@ pub struct Shell {
     /// Largest record that the producer takes.
     pub record_bytes_max: usize,
     pub load: Load,
+    /// For the records that wait.
+    pub held: Room,
     pub metrics: ProcessorMetrics,
 }
 
@@ -101,13 +104,13 @@ impl Shell {
     }
 
     /// Publishes a terminal frame; `false` when the producer is full.
-    pub fn answer(&self, partition: i32, key: &RequestKey, payload: &[u8], epoch: u64) -> Result<bool, Lost> {
-        let record = outgoing(&self.topics.responses, partition, key.request.as_str().as_bytes(), payload);
+    pub fn answer(&self, partition: i32, request: &RequestId, payload: &[u8], epoch: u64) -> Result<bool, Lost> {
+        let record = outgoing(&self.topics.responses, partition, request.as_str().as_bytes(), payload);
         taken(self.publisher.send_telling_failures(record, &self.deliveries, Tag::answer(epoch)))
     }
 
-    /// Puts a record into `dead-letters`.
-    pub fn dead_letter(&self, partition: i32, letter: &DeadLetter, epoch: u64) -> Result<(), Lost> {
+    /// Puts a record into `dead-letters`; `false` when the producer is full.
+    pub fn dead_letter(&self, partition: i32, letter: &DeadLetter, epoch: u64) -> Result<bool, Lost> {
         let mut payload = Vec::new();
         self.codec.encode(letter, &mut payload).map_err(|e| Lost::Write(e.to_string()))?;
         let record =
@@ -115,24 +118,20 @@ impl Shell {
         self.dispose(record, epoch)
     }
 
-    /// Produces a record once more, to the partition where it belongs.
+    /// Produces a record once more, to the partition where it belongs; `false` when the producer is full.
     pub fn forward(
         &self,
         partition: i32,
         organization: &OrganizationId,
         record: Record<'_>,
         epoch: u64,
-    ) -> Result<(), Lost> {
+    ) -> Result<bool, Lost> {
         let key = record.key.unwrap_or(organization.as_str().as_bytes());
         self.dispose(outgoing(&self.topics.requests, partition, key, record.payload), epoch)
     }
 
-    fn dispose(&self, record: super::publisher::Outgoing<'_>, epoch: u64) -> Result<(), Lost> {
-        match taken(self.publisher.send(record, &self.deliveries, Tag::disposal(epoch)))? {
-            true => Ok(()),
-            // Rare twice over; a new tenure tries again.
-            false => Err(Lost::Write("the producer is full".to_owned())),
-        }
+    fn dispose(&self, record: super::publisher::Outgoing<'_>, epoch: u64) -> Result<bool, Lost> {
+        taken(self.publisher.send(record, &self.deliveries, Tag::disposal(epoch)))
     }
 
     /// Writes a checkpoint in the background.
@@ -144,8 +143,8 @@ impl Shell {
         });
     }
 
-    /// Fetches a schema in the background, for as long as the registry is away.
-    pub fn learn(&mut self, id: u32, epoch: u64) {
+    /// Fetches a schema in the background, for as long as the registry is away or until it is aborted.
+    pub fn learn(&mut self, id: u32, epoch: u64) -> AbortHandle {
         let (codec, learned) = (self.codec.clone(), self.learned.clone());
         self.tasks.spawn(async move {
             let mut wait = LEARN_RETRY_MIN;
@@ -160,49 +159,81 @@ impl Shell {
                 }
             };
             let _ = learned.send((id, epoch, outcome)).await;
-        });
+        })
     }
 }
 
-/// Open requests of this process, in all and by organization.
+/// Open requests of this process and the bytes of their bodies, in all and by organization.
 pub struct Load {
-    open: usize,
-    by_organization: HashMap<OrganizationId, usize>,
+    open: Use,
+    by_organization: HashMap<OrganizationId, Use>,
     most: usize,
-    share: usize,
-    gauge: Gauge,
+    share_percent: u8,
+    bodies: Hold,
+    gauges: (Gauge, Gauge),
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Use {
+    requests: usize,
+    bytes: usize,
 }
 
 impl Load {
-    /// At most `most` open requests, of which one organization may have `share_percent`.
-    pub fn new(most: usize, share_percent: u8, gauge: Gauge) -> Self {
-        let share = (most * usize::from(share_percent) / 100).max(1);
-        Self { open: 0, by_organization: HashMap::new(), most, share, gauge }
-    }
-
-    pub fn opened(&mut self, organization: &OrganizationId) {
-        self.open += 1;
-        *self.by_organization.entry(organization.clone()).or_default() += 1;
-        self.gauge.set(self.open as i64);
-    }
-
-    pub fn closed(&mut self, organization: &OrganizationId) {
-        self.open = self.open.saturating_sub(1);
-        self.gauge.set(self.open as i64);
-        if let Some(count) = self.by_organization.get_mut(organization) {
-            *count -= 1;
-            if *count == 0 {
-                self.by_organization.remove(organization);
-            }
+    /// At most `most` open requests with bodies in `bodies`, of both of which one organization may have `share_percent`.
+    pub fn new(most: usize, share_percent: u8, bodies: &Room, metrics: &ProcessorMetrics) -> Self {
+        let (open, by_organization, bodies) = (Use::default(), HashMap::new(), bodies.hold());
+        Self {
+            open,
+            by_organization,
+            most,
+            share_percent,
+            bodies,
+            gauges: (metrics.open.clone(), metrics.bodies.clone()),
         }
     }
 
-    /// Whether one more may be opened.
-    pub fn room_for(&self, organization: Option<&OrganizationId>) -> Capacity {
-        let held = organization.and_then(|o| self.by_organization.get(o)).copied().unwrap_or(0);
-        if self.open >= self.most {
+    pub fn opened(&mut self, organization: &OrganizationId) {
+        self.change(organization, |used| used.requests += 1);
+    }
+
+    pub fn closed(&mut self, organization: &OrganizationId) {
+        self.change(organization, |used| used.requests = used.requests.saturating_sub(1));
+    }
+
+    /// The body of an open request is kept.
+    pub fn kept(&mut self, organization: &OrganizationId, bytes: usize) {
+        self.bodies.take_anyway(bytes);
+        self.change(organization, |used| used.bytes += bytes);
+    }
+
+    /// It is kept no longer.
+    pub fn dropped(&mut self, organization: &OrganizationId, bytes: usize) {
+        self.bodies.keep(self.bodies.bytes().saturating_sub(bytes));
+        self.change(organization, |used| used.bytes = used.bytes.saturating_sub(bytes));
+    }
+
+    fn change(&mut self, organization: &OrganizationId, change: impl Fn(&mut Use)) {
+        let used = self.by_organization.entry(organization.clone()).or_default();
+        change(used);
+        if *used == Use::default() {
+            self.by_organization.remove(organization);
+        }
+        change(&mut self.open);
+        self.gauges.0.set(self.open.requests as i64);
+        self.gauges.1.set(self.open.bytes as i64);
+    }
+
+    /// Whether one more may be opened, with a body of so many bytes. Whoever has nothing open is not held to a share.
+    pub fn room_for(&self, organization: Option<&OrganizationId>, bytes: usize) -> Capacity {
+        let used = organization.and_then(|o| self.by_organization.get(o)).copied().unwrap_or_default();
+        let share = |most: usize| most * usize::from(self.share_percent) / 100;
+        let room = self.bodies.room();
+        if self.open.requests >= self.most || !room.fits(bytes) {
             Capacity::Full
-        } else if held >= self.share {
+        } else if used.requests > 0
+            && (used.requests >= share(self.most) || used.bytes + bytes > share(room.bytes_max()))
+        {
             Capacity::ShareUsed
         } else {
             Capacity::Free
@@ -227,7 +258,9 @@ pub struct ProcessorMetrics {
     pub checkpoints: Counter,
     pub restored: Counter,
     pub partitions: Gauge,
+    pub paused: Gauge,
     pub open: Gauge,
+    pub bodies: Gauge,
     settled: Family<OutcomeLabel, Counter>,
 }
 
@@ -247,7 +280,9 @@ impl ProcessorMetrics {
             let restored = own.restored.clone();
             registry.register("entries_restored", "Entries of the journal read by takeovers", restored);
             registry.register("partitions_owned", "Partitions owned by this process", own.partitions.clone());
+            registry.register("partitions_paused", "Partitions held back by what waits", own.paused.clone());
             registry.register("requests_open", "Requests admitted and not settled", own.open.clone());
+            registry.register("bodies_bytes", "Bytes of the bodies of open requests", own.bodies.clone());
         });
         own
     }
@@ -264,17 +299,34 @@ mod tests {
     #[test]
     fn an_organization_holds_no_more_than_its_share() {
         let (a, b) = (OrganizationId::parse("a").unwrap(), OrganizationId::parse("b").unwrap());
-        let mut load = Load::new(4, 50, Gauge::default());
-        assert_eq!(load.room_for(Some(&a)), Capacity::Free);
+        let mut load = Load::new(4, 50, &Room::new(1_000), &ProcessorMetrics::default());
+        assert_eq!(load.room_for(Some(&a), 0), Capacity::Free);
         load.opened(&a);
         load.opened(&a);
-        assert_eq!(load.room_for(Some(&a)), Capacity::ShareUsed);
-        assert_eq!(load.room_for(Some(&b)), Capacity::Free);
+        assert_eq!(load.room_for(Some(&a), 0), Capacity::ShareUsed);
+        assert_eq!(load.room_for(Some(&b), 0), Capacity::Free);
         load.opened(&b);
         load.opened(&b);
-        assert_eq!(load.room_for(Some(&b)), Capacity::Full);
+        assert_eq!(load.room_for(Some(&b), 0), Capacity::Full);
         load.closed(&a);
-        assert_eq!(load.room_for(Some(&a)), Capacity::Free);
+        assert_eq!(load.room_for(Some(&a), 0), Capacity::Free);
+    }
+
+    #[test]
+    fn bodies_have_a_bound_in_bytes_and_an_organization_its_share_of_it() {
+        let (a, b) = (OrganizationId::parse("a").unwrap(), OrganizationId::parse("b").unwrap());
+        let room = Room::new(1_000);
+        let mut load = Load::new(100, 50, &room, &ProcessorMetrics::default());
+        assert_eq!(load.room_for(Some(&a), 900), Capacity::Free, "a first request is not held to the share");
+        load.opened(&a);
+        load.kept(&a, 400);
+        assert_eq!(load.room_for(Some(&a), 100), Capacity::Free);
+        assert_eq!(load.room_for(Some(&a), 101), Capacity::ShareUsed);
+        assert_eq!(load.room_for(Some(&b), 600), Capacity::Free);
+        assert_eq!(load.room_for(Some(&b), 601), Capacity::Full);
+        load.dropped(&a, 400);
+        load.closed(&a);
+        assert_eq!((room.taken(), load.by_organization.len()), (0, 0));
     }
 
     #[test]

@@ -6,19 +6,18 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::codec::{self, Codec};
+use crate::config;
 use crate::records::dead_letters::{DeadLetter, Source};
 use crate::records::usage::UsageRecord;
 use crate::runtime::member::Received;
-
-/// Bytes of dead letters after which a batch is full.
-const LETTER_BYTES_MAX: usize = 4 << 20;
 
 /// Rows, dead letters, and the offsets that may be committed when both are acknowledged.
 #[derive(Default)]
 pub struct Batch {
     rows: Vec<UsageRecord>,
     letters: Vec<Encoded>,
-    letter_bytes: usize,
+    /// Of the records and dead letters, as they are on their topics.
+    bytes: usize,
     ends: BTreeMap<i32, i64>,
     begun: Option<Instant>,
 }
@@ -49,14 +48,16 @@ impl Letter {
 }
 
 impl Batch {
-    pub fn add(&mut self, partition: i32, offset: i64, row: UsageRecord) {
+    /// A record that took so many bytes on its topic.
+    pub fn add(&mut self, partition: i32, offset: i64, row: UsageRecord, bytes: usize) {
         self.reach(partition, offset);
+        self.bytes += bytes;
         self.rows.push(row);
     }
 
     pub fn add_letter(&mut self, partition: i32, offset: i64, letter: Encoded) {
         self.reach(partition, offset);
-        self.letter_bytes += letter.payload.len();
+        self.bytes += letter.payload.len();
         self.letters.push(letter);
     }
 
@@ -66,8 +67,8 @@ impl Batch {
         *end = (*end).max(offset + 1);
     }
 
-    pub fn is_full(&self, rows_max: usize) -> bool {
-        self.rows.len() + self.letters.len() >= rows_max || self.letter_bytes >= LETTER_BYTES_MAX
+    pub fn is_full(&self, sink: &config::Sink) -> bool {
+        self.rows.len() + self.letters.len() >= sink.batch_rows || self.bytes >= sink.batch_bytes
     }
 
     /// When the batch is to be written at the latest; `None` when it is empty.
@@ -101,29 +102,35 @@ mod tests {
         Letter::new("usage", record, "undecodable", &error, 10).encoded(&Codec::offline().unwrap()).unwrap()
     }
 
+    fn settings(batch_rows: usize) -> config::Sink {
+        config::Sink { batch_rows, batch_bytes: 1_000, ..config::Sink::default() }
+    }
+
     #[test]
     fn an_empty_batch_is_never_due() {
         let batch = Batch::default();
         assert_eq!(batch.due_at(Duration::ZERO), None);
-        assert!(!batch.is_full(1));
+        assert!(!batch.is_full(&settings(1)));
     }
 
     #[test]
     fn a_batch_ends_after_its_last_record_whatever_that_was() {
         let mut batch = Batch::default();
-        batch.add_letter(1, 7, letter(7, b"x"));
-        batch.add_letter(1, 6, letter(6, b"x"));
-        batch.add_letter(0, 3, letter(3, b"x"));
+        for (partition, offset) in [(1, 7), (1, 6), (0, 3)] {
+            batch.add_letter(partition, offset, Encoded { key: vec![], payload: vec![0; 10] });
+        }
         assert_eq!(batch.ends().collect::<Vec<_>>(), [(0, 4), (1, 8)]);
-        assert!(batch.is_full(3) && !batch.is_full(4));
+        assert!(batch.is_full(&settings(3)) && !batch.is_full(&settings(4)));
         assert!(batch.due_at(Duration::ZERO).is_some());
     }
 
     #[test]
-    fn large_dead_letters_fill_a_batch() {
+    fn large_records_fill_a_batch() {
         let mut batch = Batch::default();
-        batch.add_letter(0, 0, Encoded { key: vec![], payload: vec![0; LETTER_BYTES_MAX] });
-        assert!(batch.is_full(1_000));
+        batch.add_letter(0, 0, Encoded { key: vec![], payload: vec![0; 999] });
+        assert!(!batch.is_full(&settings(1_000)));
+        batch.add_letter(0, 1, Encoded { key: vec![], payload: vec![0; 1] });
+        assert!(batch.is_full(&settings(1_000)));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::StreamExt as _;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -26,7 +26,7 @@ use crate::config::{self, millis};
 use crate::records::Topic;
 use crate::records::usage::UsageRecord;
 use crate::runtime::kafka;
-use crate::runtime::member::{self, Change, Gate, Member, Position, Received};
+use crate::runtime::member::{self, Change, Gate, Member, Position, Reader, Received};
 use crate::runtime::publisher::Publisher;
 use crate::runtime::schema_wait::{Freed, SchemaWait};
 use crate::telemetry::Metrics;
@@ -39,8 +39,6 @@ use writer::Writer;
 const NAME: &str = "sink";
 /// How often what is due is looked after; also heals a lost wake-up of the consumer.
 const TICK: Duration = Duration::from_millis(100);
-/// Most records that are taken in one turn of the loop.
-const BURST_MAX: usize = 256;
 /// How long a clean stop waits for ClickHouse; what is not in it then is read again next time.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
@@ -112,6 +110,23 @@ struct Running {
     waiting: SchemaWait,
 }
 
+impl Reader for Running {
+    fn has_room(&self) -> bool {
+        !self.collecting.is_full(&self.options.sink)
+    }
+
+    fn record(&mut self, member: &Member, record: Received<'_>) {
+        if self.waiting.keeps(record) {
+            return;
+        }
+        match self.options.codec.decode::<UsageRecord>(record.payload) {
+            Ok(posting) => self.collecting.add(record.partition, record.offset, posting, record.payload.len()),
+            Err(codec::Error::UnknownSchema { id }) => self.waiting.hold(member, record, id),
+            Err(error) => self.dead_letter(member, record, &error),
+        }
+    }
+}
+
 impl Running {
     fn new(options: Options) -> Result<Self, Error> {
         let counters = Counters::register(&options.metrics);
@@ -146,26 +161,9 @@ impl Running {
                 freed = self.waiting.freed(member) => self.freed(member, freed),
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if waits => {}
                 _ = tick.tick() => {}
-                item = stream.next(), if gate.polls() => {
-                    let (mut next, mut taken) = (item, 0);
-                    while let Some(received) = next {
-                        match received {
-                            Ok(message) => self.record(member, Received::of(&message)),
-                            Err(error) => member.check(error)?,
-                        }
-                        taken += 1;
-                        if taken == BURST_MAX || !(gate.is_open() && self.has_room()) {
-                            break;
-                        }
-                        next = stream.next().now_or_never().flatten();
-                    }
-                }
+                item = stream.next(), if gate.polls() => gate.take(member, &mut stream, item, self)?,
             }
         }
-    }
-
-    fn has_room(&self) -> bool {
-        !self.collecting.is_full(self.options.sink.batch_rows)
     }
 
     fn change(&mut self, member: &Member, change: Change) {
@@ -185,17 +183,6 @@ impl Running {
                 }
                 tracing::info!(?partitions, "usage partitions handed on");
             }
-        }
-    }
-
-    fn record(&mut self, member: &Member, record: Received<'_>) {
-        if self.waiting.keeps(record) {
-            return;
-        }
-        match self.options.codec.decode::<UsageRecord>(record.payload) {
-            Ok(posting) => self.collecting.add(record.partition, record.offset, posting),
-            Err(codec::Error::UnknownSchema { id }) => self.waiting.hold(member, record, id),
-            Err(error) => self.dead_letter(member, record, &error),
         }
     }
 
@@ -241,7 +228,7 @@ impl Running {
     fn write_if_due(&mut self, at_once: bool) {
         let (sink, batch) = (&self.options.sink, &self.collecting);
         let due = batch.due_at(millis(sink.batch_ms));
-        let due = due.is_some_and(|due| at_once || batch.is_full(sink.batch_rows) || due <= Instant::now());
+        let due = due.is_some_and(|due| at_once || batch.is_full(sink) || due <= Instant::now());
         if due && self.writing.is_empty() {
             let (batch, writer) = (std::mem::take(&mut self.collecting), self.writer.clone());
             self.writing.spawn(async move {

@@ -29,6 +29,8 @@ const TABLE: &str = "usage";
 const PARTITION_BY_KEY: i32 = -1;
 /// ClickHouse closes a connection that idles for 3 s; ours must go first.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
+/// An insert that takes longer is told to health.
+const SLOW_AFTER: Duration = Duration::from_secs(5);
 const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 
 pub struct Writer {
@@ -107,15 +109,15 @@ impl Writer {
     /// Returns when all of the batch is acknowledged.
     pub async fn write(&self, batch: &Batch) {
         let begun = Instant::now();
-        let mut tried = 0_u32;
-        while let Err(error) = self.insert(batch).await {
+        let (mut tried, mut slow) = (0_u32, false);
+        while let Err(error) = self.insert_telling(batch, &mut slow).await {
             self.failed(&error, batch, begun);
             // A new table may have other columns.
             self.client.clear_cached_metadata().await;
             tokio::time::sleep(self.wait(tried)).await;
             tried = tried.saturating_add(1);
         }
-        if tried > 0 {
+        if tried > 0 || slow {
             tracing::info!(rows = batch.rows().len(), tries = tried + 1, "clickhouse takes rows again");
             self.health.ready(NAME);
         }
@@ -128,6 +130,19 @@ impl Writer {
                 tried = tried.saturating_add(1);
             }
         }
+    }
+
+    /// Inserts, and says so when ClickHouse takes long for it: it may hang, which only its time-out would tell.
+    async fn insert_telling(&self, batch: &Batch, slow: &mut bool) -> Result<(), Error> {
+        let mut insert = std::pin::pin!(self.insert(batch));
+        if let Ok(inserted) = tokio::time::timeout(SLOW_AFTER, insert.as_mut()).await {
+            return inserted;
+        }
+        *slow = true;
+        let (rows, seconds) = (batch.rows().len(), SLOW_AFTER.as_secs());
+        tracing::warn!(rows, seconds, "clickhouse has not taken rows yet");
+        self.health.degraded(NAME, format!("clickhouse has not taken {rows} rows for {seconds} s"));
+        insert.await
     }
 
     async fn insert(&self, batch: &Batch) -> Result<(), Error> {

@@ -12,6 +12,7 @@ use tollstream::records::state::{Marker, Piece, StateRecord};
 use tollstream::runtime::kafka;
 use tollstream::runtime::publisher::Publisher;
 use tollstream::runtime::restore::{Restore, Takeover};
+use tollstream::runtime::room::Room;
 
 use super::fixture::{PATIENCE, eventually};
 use super::stream::{ORGANIZATION, PARTITIONS, World, question};
@@ -89,6 +90,7 @@ async fn take_over(world: &World) -> Takeover {
         publisher: Publisher::new(&world.config.kafka).expect("a producer"),
         owner: "test".into(),
         open_max: 100,
+        room: Room::new(1 << 20),
     };
     let handle = tokio::runtime::Handle::current();
     let taken = tokio::task::spawn_blocking(move || restore.take_over(partition(), &handle)).await;

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use tollstream::cli::up::Description;
 use tollstream::config::Config;
 
+use super::usage::world::Engines;
+
 /// How long anything that a test waits for may take.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The first start may have to install the engines.
@@ -49,21 +51,26 @@ pub fn up(arguments: &[&str]) -> (Child, Description) {
 impl Stack {
     /// A configuration on the same engines with topics and tables of its own, applied and empty.
     pub async fn isolated(&self, name: &str) -> Config {
-        let unique = format!("{name}_{}_{:x}", std::process::id(), rand());
-        let mut config = Config { instance: unique.clone(), ..Config::default() };
-        config.kafka.brokers.clone_from(&self.description.kafka);
-        config.kafka.topic_prefix = format!("{unique}.");
-        config.kafka.session_timeout_ms = 6_000;
-        config.registry.url.clone_from(&self.description.registry);
-        config.clickhouse.url.clone_from(&self.description.clickhouse);
-        config.clickhouse.database = unique;
-        config.facade.listen.set_port(0);
-        config.admin.listen.set_port(0);
-        config.sink.batch_ms = 100;
-        let options = tollstream::topology::apply::Options::laptop().expect("the embedded topology holds");
-        tollstream::topology::apply::run(&config, &options).await.expect("the topology applies");
-        config
+        isolated_on(name, &Engines::shared()).await
     }
+}
+
+/// A configuration on these engines with topics and tables of its own, applied and empty.
+pub async fn isolated_on(name: &str, engines: &Engines) -> Config {
+    let unique = format!("{name}_{}_{:x}", std::process::id(), rand());
+    let mut config = Config { instance: unique.clone(), ..Config::default() };
+    config.kafka.brokers.clone_from(&engines.kafka);
+    config.kafka.topic_prefix = format!("{unique}.");
+    config.kafka.session_timeout_ms = 6_000;
+    config.registry.url.clone_from(&engines.registry);
+    config.clickhouse.url.clone_from(&engines.clickhouse);
+    config.clickhouse.database = unique;
+    config.facade.listen.set_port(0);
+    config.admin.listen.set_port(0);
+    config.sink.batch_ms = 100;
+    let options = tollstream::topology::apply::Options::laptop().expect("the embedded topology holds");
+    tollstream::topology::apply::run(&config, &options).await.expect("the topology applies");
+    config
 }
 
 fn rand() -> u32 {

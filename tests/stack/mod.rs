@@ -11,6 +11,8 @@ mod end_to_end;
 mod engines;
 mod evolution;
 mod facade;
+mod limits;
+mod pressure;
 mod processes;
 mod rolling;
 mod slow;

@@ -10,6 +10,8 @@ use tollstream::config::Config;
 
 use super::fixture::{eventually, stack, up};
 
+const ALL_ROLES: &str = "facade,processor,projection,sink";
+
 /// A `tollstream run` of its own, killed at the end of its test.
 pub struct Process {
     pub child: Child,
@@ -31,16 +33,25 @@ fn free_port() -> u16 {
 }
 
 pub fn run(config: &Config, instance: &str) -> Process {
-    run_roles(config, instance, "facade,processor,projection,sink")
+    run_roles(config, instance, ALL_ROLES)
 }
 
 pub fn run_roles(config: &Config, instance: &str, roles: &str) -> Process {
     let mut config = Config { instance: instance.to_owned(), ..config.clone() };
-    config.facade.listen.set_port(free_port());
-    config.admin.listen.set_port(free_port());
     let simulator = stack().description.simulator.as_ref().expect("a simulator");
     // Whatever keys the machine's environment has, nothing leaves it.
     config.providers.upstream_override = Some(format!("{simulator}/v1"));
+    start_roles(config, roles)
+}
+
+/// Runs all roles with this configuration, on free ports.
+pub fn start(config: Config) -> Process {
+    start_roles(config, ALL_ROLES)
+}
+
+fn start_roles(mut config: Config, roles: &str) -> Process {
+    config.facade.listen.set_port(free_port());
+    config.admin.listen.set_port(free_port());
     let text = toml::to_string(&config).expect("TOML");
     let mut file = tempfile::NamedTempFile::new().expect("a file");
     file.write_all(text.as_bytes()).expect("written");
@@ -74,8 +85,33 @@ impl Process {
             .await;
     }
 
-    async fn partitions(&self) -> u32 {
-        metric(&self.admin, "tollstream_processor_partitions_owned").await as u32
+    async fn partitions(&self) -> u64 {
+        self.metric("tollstream_processor_partitions_owned").await
+    }
+
+    /// The value of a metric without labels.
+    pub async fn metric(&self, name: &str) -> u64 {
+        let text = reqwest::get(format!("{}/metrics", self.admin)).await.expect("metrics").text().await.expect("text");
+        let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
+    }
+
+    /// What `/health/ready` says.
+    pub async fn readiness(&self) -> serde_json::Value {
+        let answer = reqwest::get(format!("{}/health/ready", self.admin)).await.expect("an answer");
+        answer.json().await.expect("JSON")
+    }
+
+    /// Resident memory.
+    pub fn memory_bytes(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") << 10
+    }
+
+    /// It has not ended, not even to be started again.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().expect("it is ours").is_none()
     }
 
     async fn ask(&self, key: &str) -> u16 {

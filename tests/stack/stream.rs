@@ -13,35 +13,88 @@ use tollstream::config::Config;
 use tollstream::domain::ids::partition_of;
 use tollstream::domain::{OrganizationId, RequestId};
 use tollstream::node::{Node, Role};
+use tollstream::records::control::{Entity, Organization};
 use tollstream::records::dead_letters::DeadLetter;
 use tollstream::records::journal::{Entry, Fact, JournalRecord};
 use tollstream::records::requests::{Chat, Request, RequestRecord};
 use tollstream::records::responses::{Frame, FrameBody, ResponseRecord, Terminal};
 use tollstream::records::{Origin, Outcome, Record, Topic};
+use tollstream::runtime::control_log::{ControlLog, Wanted};
 use tollstream::runtime::kafka;
+use tollstream::runtime::publisher::Publisher;
 
 use super::fixture::{PATIENCE, stack};
 
 pub const ORGANIZATION: &str = "org_demo";
 pub const PARTITIONS: u32 = 4;
 
+/// Writes to the topics of one test.
+pub struct Producer {
+    codec: Arc<Codec>,
+    config: Config,
+    producer: FutureProducer,
+}
+
+impl Producer {
+    pub async fn new(config: &Config) -> Self {
+        let registry = Registry::new(&config.registry, &config.kafka.topic_prefix).expect("a registry");
+        let codec = Arc::new(Codec::connect(registry).await.expect("a codec"));
+        let producer = kafka::producer(&config.kafka).create().expect("a producer");
+        Self { codec, config: config.clone(), producer }
+    }
+
+    pub fn encoded<T: Record + serde::Serialize>(&self, record: &T) -> Vec<u8> {
+        let mut payload = Vec::new();
+        self.codec.encode(record, &mut payload).expect("encoded");
+        payload
+    }
+
+    /// Adds an entity to `control`; its version.
+    pub async fn add(&self, id: &str, entity: Entity) -> i64 {
+        let mut log = ControlLog::open(&self.config.kafka, Arc::clone(&self.codec)).await.expect("the log");
+        let publisher = Publisher::new(&self.config.kafka).expect("a producer");
+        let wanted = Wanted { id: id.to_owned(), entity, expected_version: -1 };
+        log.write(&publisher, vec![wanted], "test").await.expect("written");
+        log.tables().offset()
+    }
+
+    pub async fn add_organization(&self, id: &str) -> i64 {
+        self.add(id, Entity::Organization(Organization { name: id.to_owned(), active: true })).await
+    }
+
+    /// Its offset.
+    pub async fn put(&self, topic: Topic, partition: i32, payload: &[u8]) -> i64 {
+        self.put_with_key(topic, partition, ORGANIZATION.as_bytes(), payload).await
+    }
+
+    /// Its offset.
+    pub async fn put_with_key(&self, topic: Topic, partition: i32, key: &[u8], payload: &[u8]) -> i64 {
+        let topic = kafka::topic_name(&self.config.kafka, topic);
+        let record = FutureRecord::to(&topic).partition(partition).key(key).payload(payload);
+        self.producer.send(record, PATIENCE).await.expect("acknowledged").offset
+    }
+}
+
 /// A gateway without HTTP on topics of its own, a producer and a reader.
 pub struct World {
     pub config: Config,
     pub codec: Arc<Codec>,
-    producer: FutureProducer,
+    producer: Producer,
     node: Option<Node>,
 }
 
 impl World {
     pub async fn start(name: &str) -> Self {
+        Self::with(name, |_| {}).await
+    }
+
+    pub async fn with(name: &str, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = stack().isolated(name).await;
         let simulator = stack().description.simulator.as_ref().expect("a simulator");
         config.providers.simulator_url = Some(format!("{simulator}/v1"));
-        let registry = Registry::new(&config.registry, &config.kafka.topic_prefix).expect("a registry");
-        let codec = Arc::new(Codec::connect(registry).await.expect("a codec"));
-        let producer = kafka::producer(&config.kafka).create().expect("a producer");
-        let mut world = Self { config, codec, producer, node: None };
+        change(&mut config);
+        let producer = Producer::new(&config).await;
+        let mut world = Self { config, codec: producer.codec.clone(), producer, node: None };
         world.restart().await;
         world
     }
@@ -56,28 +109,30 @@ impl World {
         self.node = Some(node);
     }
 
+    /// Waits until the gateway decides by the control log up to this offset.
+    pub async fn control_reached(&self, offset: i64) {
+        self.node.as_ref().expect("a node").control.reached(offset).await;
+    }
+
     pub async fn produce(&self, partition: i32, payload: &[u8]) -> i64 {
         self.produce_to(Topic::Requests, partition, payload).await
     }
 
     pub async fn produce_to(&self, topic: Topic, partition: i32, payload: &[u8]) -> i64 {
-        self.produce_with_key(topic, partition, ORGANIZATION.as_bytes(), payload).await
+        self.producer.put(topic, partition, payload).await
     }
 
     pub async fn produce_with_key(&self, topic: Topic, partition: i32, key: &[u8], payload: &[u8]) -> i64 {
-        let topic = kafka::topic_name(&self.config.kafka, topic);
-        let record = FutureRecord::to(&topic).partition(partition).key(key).payload(payload);
-        self.producer.send(record, PATIENCE).await.expect("acknowledged").offset
+        self.producer.put_with_key(topic, partition, key, payload).await
     }
 
     pub async fn ask(&self, partition: i32, chat: Chat) -> i64 {
-        let mut payload = Vec::new();
-        self.codec.encode(&RequestRecord::from(Request::Chat(Box::new(chat))), &mut payload).expect("encoded");
+        let payload = self.producer.encoded(&RequestRecord::from(Request::Chat(Box::new(chat))));
         self.produce(partition, &payload).await
     }
 
     /// The first record of a topic that is wanted, from the beginning.
-    async fn find<T: Record + serde::de::DeserializeOwned + Send + 'static, U: Send + 'static>(
+    pub async fn find<T: Record + serde::de::DeserializeOwned + Send + 'static, U: Send + 'static>(
         &self,
         mut want: impl FnMut(T) -> Option<U> + Send + 'static,
     ) -> U {
@@ -176,7 +231,7 @@ async fn no_size_and_no_compression_holds_a_partition() {
     let topic = kafka::topic_name(&world.config.kafka, Topic::Requests);
     let key = vec![b'k'; 1_500_000];
     let record = FutureRecord::to(&topic).partition(partition).key(&key).payload(b"garbage");
-    let offset = world.producer.send(record, PATIENCE).await.expect("acknowledged").offset;
+    let offset = world.producer.producer.send(record, PATIENCE).await.expect("acknowledged").offset;
     let letter = world.find(move |letter: DeadLetter| (letter.offset == offset).then_some(letter)).await;
     assert!(letter.key.is_some_and(|kept| key.starts_with(&kept) && kept.len() < key.len()));
 

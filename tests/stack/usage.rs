@@ -3,7 +3,7 @@
 
 mod guide;
 mod journal;
-mod world;
+pub mod world;
 
 use std::collections::BTreeMap;
 
@@ -318,7 +318,8 @@ async fn a_sink_without_clickhouse_holds_two_batches_and_stays_in_its_group() {
     let mut owners = Owners::take(&world).await;
     // Nothing listens on port 1.
     let nowhere = config::ClickHouse { url: "http://127.0.0.1:1".into(), ..world.clickhouse.clone() };
-    let settings = config::Sink { batch_rows: 10, batch_ms: 10, retry_min_ms: 20, retry_max_ms: 100 };
+    let settings =
+        config::Sink { batch_rows: 10, batch_ms: 10, retry_min_ms: 20, retry_max_ms: 100, ..config::Sink::default() };
     let cut_off = world.start_sink_with(settings, nowhere).await;
     cut_off.ready().await;
     let projection = world.start_projection().await;

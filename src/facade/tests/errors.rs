@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 use fixtures::{KEY, PAUSED_KEY, SERVICE_KEY};
+use tokio::io::AsyncReadExt as _;
 
 const INVALID: &str = "invalid_request_error";
 const PERMISSION: &str = "permission_error";
@@ -113,6 +114,77 @@ async fn a_full_producer_is_503_and_leaves_nothing_behind() {
     let request = request();
     let (_response, asked) = facade.ask_with(request).await;
     assert_eq!(asked.chat.request_id.as_str(), "r-1");
+}
+
+/// The status that a connection is answered with.
+async fn status_of(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
+    let mut head = [0; 12];
+    tokio::time::timeout(PATIENCE, stream.read_exact(&mut head)).await.unwrap().unwrap();
+    String::from_utf8_lossy(&head[9..]).into_owned()
+}
+
+#[tokio::test]
+async fn bodies_that_do_not_come_hold_few_places_and_those_for_a_short_time() {
+    let mut facade = Facade::with(config::Facade { requests_max: 8, ..config() }).await;
+    let mut idle = Vec::new();
+    for _ in 0..7 {
+        idle.push(facade.promised("{").await);
+    }
+    // A quarter of the eight places waits on; the others are free after a moment, for those who send their bodies.
+    let mut statuses = Vec::new();
+    for stream in &mut idle {
+        statuses.push(status_of(stream).await);
+    }
+    statuses.sort();
+    assert_eq!(statuses, ["408", "408", "503", "503", "503", "503", "503"]);
+    for _ in 0..8 {
+        let (_response, _) = facade.ask(WHOLE).await;
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_drips_is_slow_too() {
+    let facade = Facade::with(config::Facade { requests_max: 4, ..config() }).await;
+    let (mut first, mut first_out) = facade.promised("{").await.into_split();
+    let (mut second, mut second_out) = facade.promised("{").await.into_split();
+    let mut pace = tokio::time::interval(Duration::from_millis(20));
+    let dripping = async {
+        loop {
+            pace.tick().await;
+            // A refused one is closed.
+            let _ = (first_out.write_all(b" ").await, second_out.write_all(b" ").await);
+        }
+    };
+    // There is one place for slow bodies.
+    tokio::select! {
+        () = dripping => {}
+        status = status_of(&mut first) => assert_eq!(status, "503"),
+        status = status_of(&mut second) => assert_eq!(status, "503"),
+    }
+}
+
+#[tokio::test]
+async fn while_kafka_does_not_acknowledge_a_request_is_refused_at_once_and_not_sent() {
+    let mut facade = Facade::start().await;
+    facade.stalled.store(true, Ordering::SeqCst);
+    let response = facade.post(WHOLE).send().await.unwrap();
+    assert_eq!(response.headers()["retry-after"], "1");
+    assert_eq!(error_of(response).await, (503, "not_ready".into(), SERVER.into()));
+    assert!(facade.sent.try_recv().is_err());
+    facade.stalled.store(false, Ordering::SeqCst);
+    let (_response, _) = facade.ask(WHOLE).await;
+}
+
+#[tokio::test]
+async fn a_client_that_is_still_sending_hears_why_it_is_refused() {
+    let facade = Facade::with(config::Facade { body_bytes_max: 4 << 20, ..config() }).await;
+    facade.stalled.store(true, Ordering::SeqCst);
+    let body = format!(r#"{{"model":"m","messages":["{}"]}}"#, "x".repeat(3 << 20));
+    for _ in 0..20 {
+        assert_eq!(error_of(facade.post(body.clone()).send().await.unwrap()).await.0, 503);
+        let unknown = facade.client.post(facade.url("/v1/chat/completions")).body(body.clone());
+        assert_eq!(error_of(unknown.send().await.unwrap()).await.0, 401);
+    }
 }
 
 #[tokio::test]

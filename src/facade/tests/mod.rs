@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::catch_up::{Plan, Sweep};
+use super::chat::BodyTimes;
 use super::hub::{self, Bus, Hub, Sending};
 use super::metrics::Metrics;
 use super::routes::{App, ROUTES, router};
@@ -52,6 +53,7 @@ pub struct Sent {
 struct FakeBus {
     sent: mpsc::UnboundedSender<Sent>,
     full: Arc<AtomicBool>,
+    stalled: Arc<AtomicBool>,
     codec: Codec,
 }
 
@@ -65,6 +67,10 @@ impl Bus for FakeBus {
         self.sent.send(Sent { partition, key: key.to_vec(), tag, request }).unwrap();
         Ok(())
     }
+
+    fn acknowledges(&self) -> bool {
+        !self.stalled.load(Ordering::SeqCst)
+    }
 }
 
 /// A facade without Kafka.
@@ -73,6 +79,7 @@ pub struct Facade {
     hub: Arc<Hub>,
     sent: mpsc::UnboundedReceiver<Sent>,
     full: Arc<AtomicBool>,
+    stalled: Arc<AtomicBool>,
     client: reqwest::Client,
     health: Health,
     stop: CancellationToken,
@@ -105,10 +112,15 @@ impl Facade {
     async fn not_listening(config: config::Facade) -> Self {
         crate::tls::install_provider();
         let (sender, sent) = mpsc::unbounded_channel();
-        let full = Arc::new(AtomicBool::new(false));
+        let (full, stalled) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let codec = Codec::offline().unwrap();
         let hub = Hub::new(hub::Options {
-            bus: Box::new(FakeBus { sent: sender, full: full.clone(), codec: Codec::offline().unwrap() }),
+            bus: Box::new(FakeBus {
+                sent: sender,
+                full: full.clone(),
+                stalled: stalled.clone(),
+                codec: Codec::offline().unwrap(),
+            }),
             codec: Arc::new(codec),
             metrics: Metrics::unregistered(),
             partitions: PARTITIONS,
@@ -125,6 +137,11 @@ impl Facade {
             control: Arc::new(move || tables.clone()),
             config,
             deadline_grace: Duration::from_millis(20),
+            body_times: BodyTimes {
+                prompt: Duration::from_millis(100),
+                idle: Duration::from_millis(300),
+                ..BodyTimes::DEFAULT
+            },
             health: health.clone(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -135,7 +152,7 @@ impl Facade {
         let (log, mut tasks) = (Arc::<Mutex<Vec<Frame>>>::default(), JoinSet::new());
         tasks.spawn(read_again(hub.clone(), log.clone()));
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { address, hub, sent, full, client, health, stop, server, log, _tasks: tasks }
+        Self { address, hub, sent, full, stalled, client, health, stop, server, log, _tasks: tasks }
     }
 
     fn url(&self, path: &str) -> String {
@@ -172,6 +189,17 @@ impl Facade {
         );
         stream.write_all(head.as_bytes()).await.unwrap();
         (stream, self.asked().await)
+    }
+
+    /// A connection on which a request's headers have been sent, and `body`, which is less than they promise.
+    async fn promised(&self, body: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let head = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: 5000\r\n\r\n{body}",
+            fixtures::KEY,
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream
     }
 
     async fn sent(&mut self) -> Sent {

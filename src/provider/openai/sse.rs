@@ -89,6 +89,11 @@ impl EventParser {
         &self.stray
     }
 
+    /// Bytes that wait for the end of their event.
+    pub fn waiting_bytes(&self) -> usize {
+        self.line.len() + self.data.len() + self.stray.len()
+    }
+
     fn check(&self, line_bytes: usize) -> Result<(), TooLarge> {
         let total = line_bytes.saturating_add(self.data.len()).saturating_add(self.stray.len());
         if total > self.event_bytes_max { Err(TooLarge) } else { Ok(()) }

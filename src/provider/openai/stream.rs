@@ -115,6 +115,11 @@ impl StreamDecoder {
         self.answer.pop()
     }
 
+    /// Bytes that wait for more of them, or to be handed out.
+    pub fn waiting_bytes(&self) -> usize {
+        self.parser.waiting_bytes() + self.answer.ready_bytes
+    }
+
     /// Whether content came.
     pub fn has_content(&self) -> bool {
         self.answer.has_content

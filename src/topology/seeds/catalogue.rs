@@ -9,7 +9,7 @@ use time::macros::format_description;
 use super::super::{Files, Problem};
 use super::{TIERS, prices, read};
 use crate::domain::{DeploymentId, ModelName, Timestamp};
-use crate::records::control::{Deployment, Model};
+use crate::records::control::{Deployment, Model, NO_CREDENTIAL};
 
 /// What a model may be said to be capable of.
 pub const CAPABILITIES: [&str; 8] =
@@ -167,7 +167,7 @@ fn deployment(item: DeploymentItem, place: &mut Place<'_>) -> Option<Deployment>
 /// `env:NAME`, or `none` for a server that wants no credential.
 fn is_reference(text: &str) -> bool {
     let name = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
-    text == "none" || text.strip_prefix("env:").is_some_and(|rest| !rest.is_empty() && rest.chars().all(name))
+    text == NO_CREDENTIAL || text.strip_prefix("env:").is_some_and(|rest| !rest.is_empty() && rest.chars().all(name))
 }
 
 fn base_url(text: &str) -> Result<(), String> {

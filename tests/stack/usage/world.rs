@@ -69,10 +69,18 @@ impl OwnEngines {
 
     /// Sends a signal to the ClickHouse server.
     pub fn signal_clickhouse(&self, signal: rustix::process::Signal) {
+        self.signal(tollstream::stack::Engine::ClickHouse, signal);
+    }
+
+    /// The process of an engine; another one after it was started again.
+    pub fn pid(&self, engine: tollstream::stack::Engine) -> Option<i32> {
         let engines = self.running.engines();
-        let server = engines.iter().find(|status| status.engine == tollstream::stack::Engine::ClickHouse).unwrap();
-        let pid = server.process.expect("ClickHouse runs").pid;
-        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        let server = engines.iter().find(|status| status.engine == engine)?;
+        i32::try_from(server.process?.pid).ok()
+    }
+
+    pub fn signal(&self, engine: tollstream::stack::Engine, signal: rustix::process::Signal) {
+        let pid = self.pid(engine).and_then(rustix::process::Pid::from_raw).expect("the engine runs");
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
@@ -164,7 +172,11 @@ impl World {
         let options = projection::Options {
             kafka: self.kafka.clone(),
             instance: "test".into(),
-            projection: config::Projection { offset_commit_ms: self.offset_commit_ms, in_flight_max: 500 },
+            projection: config::Projection {
+                offset_commit_ms: self.offset_commit_ms,
+                in_flight_max: 500,
+                ..config::Projection::default()
+            },
             codec,
             publisher: Publisher::new(&self.kafka).unwrap(),
             health: Health::clone(&health),
@@ -176,7 +188,13 @@ impl World {
     }
 
     pub async fn start_sink(&mut self) -> Role {
-        let settings = config::Sink { batch_rows: 200, batch_ms: 50, retry_min_ms: 20, retry_max_ms: 200 };
+        let settings = config::Sink {
+            batch_rows: 200,
+            batch_ms: 50,
+            retry_min_ms: 20,
+            retry_max_ms: 200,
+            ..config::Sink::default()
+        };
         self.start_sink_with(settings, self.clickhouse.clone()).await
     }
 

@@ -1,0 +1,124 @@
+//! A provider whose answers the questions choose by their words: `stall` (headers and then nothing), `slow` (a word every
+//! 100 ms, fifty times), `pause` (a word and then nothing), `status=CODE`, `bytes=N` (an answer with so much text); else
+//! an answer at once.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::DefaultBodyLimit;
+use axum::http::{Response, StatusCode};
+use axum::routing::post;
+use axum::{Json, Router};
+use futures_util::stream::{self, StreamExt as _};
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+pub struct Upstream {
+    address: SocketAddr,
+    tasks: JoinSet<()>,
+}
+
+impl Upstream {
+    pub async fn start() -> Self {
+        Self::on(SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
+    pub async fn on(address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).await.expect("an address");
+        let address = listener.local_addr().expect("an address");
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let service = TowerToHyperService::new(
+                Router::new().route("/v1/chat/completions", post(answer)).layer(DefaultBodyLimit::disable()),
+            );
+            // Owned, so that they end with it.
+            let mut connections = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.expect("a connection");
+                stream.set_nodelay(true).expect("a socket");
+                connections.spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service.clone()));
+                while connections.try_join_next().is_some() {}
+            }
+        });
+        Self { address, tasks }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}/v1", self.address)
+    }
+
+    /// Nothing listens there any more.
+    pub async fn stop(mut self) -> SocketAddr {
+        self.tasks.shutdown().await;
+        self.address
+    }
+}
+
+async fn answer(Json(request): Json<Value>) -> Response<Body> {
+    let question = request["messages"][0]["content"].as_str().unwrap_or_default().to_owned();
+    let of = |name: &str| question.strip_prefix(name).and_then(|number| number.trim().parse::<usize>().ok());
+    if let Some(code) = of("status=") {
+        let status = StatusCode::from_u16(code as u16).expect("a status");
+        let body = json!({"error": {"message": "not now", "type": "server_error", "code": null}}).to_string();
+        return response(status, "application/json", Body::from(body), Some("7"));
+    }
+    if request["stream"] != true {
+        if question == "stall" {
+            std::future::pending::<()>().await;
+        }
+        let text = "x".repeat(of("bytes=").unwrap_or(5));
+        let message = json!({"role": "assistant", "content": text});
+        let body = json!({"id": "u", "object": "chat.completion", "created": 1, "model": "m", "usage": usage(),
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]});
+        return response(StatusCode::OK, "application/json", Body::from(body.to_string()), None);
+    }
+    let end = stream::iter([chunk(json!({}), Some("stop")), last(), "data: [DONE]\n\n".to_owned()]);
+    let word = || chunk(json!({"role": "assistant", "content": "word "}), None);
+    let events = match question.as_str() {
+        "stall" => stream::pending().boxed(),
+        "pause" => stream::iter([word()]).chain(stream::pending()).boxed(),
+        "slow" => {
+            let pace = tokio::time::interval(Duration::from_millis(100));
+            stream::unfold((pace, 0), move |(mut pace, words)| async move {
+                pace.tick().await;
+                (words < 50).then(|| (chunk(json!({"content": "word "}), None), (pace, words + 1)))
+            })
+            .chain(end)
+            .boxed()
+        }
+        _ => stream::iter([word()]).chain(end).boxed(),
+    };
+    let events = events.map(Ok::<_, Infallible>);
+    response(StatusCode::OK, "text/event-stream", Body::from_stream(events), None)
+}
+
+fn response(status: StatusCode, content_type: &str, body: Body, retry_after: Option<&str>) -> Response<Body> {
+    let response = Response::builder().status(status).header("content-type", content_type);
+    let response = match retry_after {
+        Some(seconds) => response.header("retry-after", seconds),
+        None => response,
+    };
+    response.body(body).expect("a response")
+}
+
+fn usage() -> Value {
+    json!({"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10})
+}
+
+fn chunk(delta: Value, finish_reason: Option<&str>) -> String {
+    let choice = json!({"index": 0, "delta": delta, "finish_reason": finish_reason});
+    let chunk = json!({"id": "u", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]});
+    format!("data: {chunk}\n\n")
+}
+
+fn last() -> String {
+    let chunk = json!({"id": "u", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [],
+        "usage": usage()});
+    format!("data: {chunk}\n\n")
+}
