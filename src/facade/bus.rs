@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::hub::{Bus, Hub};
 use super::sse::Position;
 use crate::codec::{self, Codec};
+use crate::failpoint::{Failpoint, reached};
 use crate::records::responses::{Frame, ResponseRecord};
 use crate::runtime::publisher::{self, Deliveries, Outgoing, Publisher};
 use crate::telemetry::health::Health;
@@ -43,7 +44,10 @@ pub struct Producer {
 
 impl Bus for Producer {
     fn send(&self, partition: i32, key: &[u8], payload: &[u8], tag: u64) -> Result<(), publisher::Error> {
-        self.publisher.send(Outgoing { topic: &self.topic, partition, key, payload }, &self.deliveries, tag)
+        reached(Failpoint::BeforeRequest);
+        let sent = self.publisher.send(Outgoing { topic: &self.topic, partition, key, payload }, &self.deliveries, tag);
+        reached(Failpoint::AfterRequest);
+        sent
     }
 }
 
@@ -70,6 +74,7 @@ pub async fn take_deliveries(
             () = end.cancelled() => return,
         }
         for delivery in arrived.drain(..) {
+            reached(Failpoint::RequestAcknowledged);
             hub.delivered(&delivery);
         }
         hub.send_waiting_cancels();
@@ -177,6 +182,7 @@ impl Reader {
 
     /// One record. An unknown schema holds the partition until it is known; what is no frame is counted and passed over.
     async fn take(&self, message: &BorrowedMessage<'_>) {
+        reached(Failpoint::FrameReceived);
         let at = Position { partition: message.partition(), offset: message.offset() };
         let payload = message.payload().unwrap_or_default();
         let decoded = match self.codec.decode::<ResponseRecord>(payload) {

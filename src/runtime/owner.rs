@@ -17,6 +17,7 @@ use super::shell::{Shell, Tag};
 use crate::codec;
 use crate::domain::ids::partition_of;
 use crate::domain::{OrganizationId, RequestKey, Timestamp};
+use crate::failpoint::{Failpoint, reached};
 use crate::processor::tenure::{Circumstances, Gap, Tenure};
 use crate::processor::{Command, Input, ProviderCall, content, key_of, terminal_again};
 use crate::records::dead_letters::{DeadLetter, Source};
@@ -210,15 +211,18 @@ impl Owner {
     pub fn acknowledged(&mut self, shell: &mut Shell, outcome: Result<i64, KafkaError>) -> Result<(), Lost> {
         let pending = self.tenure.acknowledged(outcome.map_err(Lost::Delivery)?)?;
         self.decided = self.decided.max(pending.source_offset);
+        reached(Failpoint::CommitAcknowledged);
         for command in pending.commands {
             self.run(shell, command)?;
         }
+        reached(Failpoint::CommandsRun);
         self.retry(shell)
     }
 
     /// A dead letter or a forwarded record is acknowledged: the record that waited for it is skipped.
     pub fn disposed(&mut self, shell: &mut Shell, outcome: Result<i64, KafkaError>) -> Result<(), Lost> {
         outcome.map_err(Lost::Delivery)?;
+        reached(Failpoint::DisposalAcknowledged);
         let Some(Obstacle::Disposal(reason)) = self.obstacle.take() else { return Ok(()) };
         let Some(held) = self.held.pop_front() else { return Ok(()) };
         self.decide(shell, &Input::Skip { source_offset: held.offset, reason }, held.at, None)?;

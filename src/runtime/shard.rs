@@ -30,6 +30,7 @@ use super::shell::{Learned, Load, ProcessorMetrics, Shell, Tag, Topics};
 use crate::codec::Codec;
 use crate::config::{self, millis};
 use crate::domain::ids::partition_of;
+use crate::failpoint::{Failpoint, reached};
 use crate::processor::Bounds;
 use crate::provider::transport::Transport;
 use crate::records::Topic;
@@ -419,6 +420,7 @@ impl Shard {
                 let undecidable = self.undecidable.remove(&partition);
                 match Owner::begin(takeover, epoch, undecidable, &mut self.shell) {
                     Ok(owner) => {
+                        reached(Failpoint::TakenOver);
                         self.epochs.insert(epoch, partition);
                         let position = Position { partition, offset: owner.resume_offset(), note: String::new() };
                         self.owners.insert(partition, owner);
@@ -484,7 +486,12 @@ impl Shard {
     /// The journal is the authority; the group's offsets are for lag, and the next commit repeats what failed.
     fn commit_offsets(&mut self) {
         let positions = self.positions();
+        if positions.is_empty() {
+            return;
+        }
+        reached(Failpoint::BeforeOffsets);
         self.member.commit(&positions);
+        reached(Failpoint::AfterOffsets);
     }
 
     fn positions(&mut self) -> Vec<Position> {

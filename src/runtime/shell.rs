@@ -18,6 +18,7 @@ use super::owner::{Lost, Record, outgoing, taken};
 use super::publisher::{Deliveries, Publisher};
 use crate::codec::{self, Codec};
 use crate::domain::{OrganizationId, RequestKey};
+use crate::failpoint::{Failpoint, reached};
 use crate::processor::{Bounds, Capacity};
 use crate::records::Outcome;
 use crate::records::dead_letters::DeadLetter;
@@ -88,13 +89,19 @@ impl Shell {
     ) -> Result<bool, Lost> {
         let key = organization.map(|o| o.as_str().as_bytes()).unwrap_or_default();
         let record = outgoing(&self.topics.journal, partition, key, payload);
-        taken(self.publisher.send(record, &self.deliveries, Tag::commit(epoch)))
+        reached(Failpoint::BeforeCommit);
+        let sent = taken(self.publisher.send(record, &self.deliveries, Tag::commit(epoch)));
+        reached(Failpoint::AfterCommit);
+        sent
     }
 
     /// Publishes a terminal frame; `false` when the producer is full.
     pub fn answer(&self, partition: i32, key: &RequestKey, payload: &[u8], epoch: u64) -> Result<bool, Lost> {
         let record = outgoing(&self.topics.responses, partition, key.request.as_str().as_bytes(), payload);
-        taken(self.publisher.send_telling_failures(record, &self.deliveries, Tag::answer(epoch)))
+        reached(Failpoint::BeforeTerminal);
+        let sent = taken(self.publisher.send_telling_failures(record, &self.deliveries, Tag::answer(epoch)));
+        reached(Failpoint::AfterTerminal);
+        sent
     }
 
     /// Puts a record into `dead-letters`.
@@ -103,7 +110,10 @@ impl Shell {
         self.codec.encode(letter, &mut payload).map_err(|e| Lost::Write(e.to_string()))?;
         let record =
             outgoing(&self.topics.dead_letters, partition, letter.key.as_deref().unwrap_or_default(), &payload);
-        self.dispose(record, epoch)
+        reached(Failpoint::BeforeDeadLetter);
+        self.dispose(record, epoch)?;
+        reached(Failpoint::AfterDeadLetter);
+        Ok(())
     }
 
     /// Produces a record once more, to the partition where it belongs.
@@ -115,7 +125,10 @@ impl Shell {
         epoch: u64,
     ) -> Result<(), Lost> {
         let key = record.key.unwrap_or(organization.as_str().as_bytes());
-        self.dispose(outgoing(&self.topics.requests, partition, key, record.payload), epoch)
+        reached(Failpoint::BeforeForward);
+        self.dispose(outgoing(&self.topics.requests, partition, key, record.payload), epoch)?;
+        reached(Failpoint::AfterForward);
+        Ok(())
     }
 
     fn dispose(&self, record: super::publisher::Outgoing<'_>, epoch: u64) -> Result<(), Lost> {
