@@ -96,6 +96,11 @@ impl Tenure {
         Ok(pending)
     }
 
+    /// Commits that wait for their acknowledgements.
+    pub fn waiting(&self) -> usize {
+        self.pending.len()
+    }
+
     /// No commit waits for its acknowledgement.
     pub fn is_idle(&self) -> bool {
         self.pending.is_empty()

@@ -15,3 +15,4 @@ pub mod restore;
 pub mod schema_wait;
 pub mod shard;
 pub mod shell;
+mod stillness;

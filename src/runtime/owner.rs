@@ -43,6 +43,8 @@ pub enum Lost {
     Delivery(KafkaError),
     #[error("a record could not be written: {0}")]
     Write(String),
+    #[error("this process stood still with a call decided; somebody else may have the partition by now")]
+    StoodStill,
     /// What was decided on a record cannot be put on the journal. The next tenure puts the record aside.
     #[error("the decision on record {source_offset:?} cannot be written: {detail}")]
     Unwritable { source_offset: Option<i64>, detail: String },
@@ -115,6 +117,8 @@ pub struct Owner {
     /// The last one that was given to the consumer group.
     committed: Option<i64>,
     pub draining: bool,
+    /// Commits that wait since before this process stood still: none of their calls may be made.
+    stale: usize,
     /// A record on which the decision could not be written, and why.
     undecidable: Option<(i64, String)>,
     payload: Vec<u8>,
@@ -143,6 +147,7 @@ impl Owner {
             decided,
             committed: None,
             draining: false,
+            stale: 0,
             undecidable,
             payload: Vec::new(),
         };
@@ -215,6 +220,7 @@ impl Owner {
         for command in pending.commands {
             self.run(shell, command)?;
         }
+        self.stale = self.stale.saturating_sub(1);
         reached(Failpoint::CommandsRun);
         self.retry(shell)
     }
@@ -292,6 +298,11 @@ impl Owner {
         let next = self.decided.map(|offset| offset + 1).filter(|next| self.committed.is_none_or(|done| done < *next));
         self.committed = next.or(self.committed);
         next
+    }
+
+    /// This process stood still, so somebody else may have the partition by now.
+    pub fn stood_still(&mut self) {
+        self.stale = self.tenure.waiting();
     }
 
     /// Ends the tenure: no command runs any more.
@@ -454,7 +465,7 @@ impl Owner {
 
     fn run(&mut self, shell: &mut Shell, command: Command) -> Result<(), Lost> {
         match command {
-            Command::Call(call) => self.call(shell, *call),
+            Command::Call(call) => self.call(shell, *call)?,
             Command::Abort(key) => {
                 if let Some(call) = self.calls.get(&key) {
                     call.cancel.cancel();
@@ -472,9 +483,12 @@ impl Owner {
         Ok(())
     }
 
-    fn call(&mut self, shell: &mut Shell, call: ProviderCall) {
+    fn call(&mut self, shell: &mut Shell, call: ProviderCall) -> Result<(), Lost> {
+        if self.stale > 0 || shell.stillness.in_this_round() {
+            return Err(Lost::StoodStill);
+        }
         // A body is missing only when the request was settled meanwhile.
-        let Some(body) = self.bodies.get(&call.key).cloned() else { return };
+        let Some(body) = self.bodies.get(&call.key).cloned() else { return Ok(()) };
         let (key, cancel) = (call.key.clone(), CancellationToken::new());
         if self.tenure.state().open(&key).is_some_and(|open| open.cancelled) {
             cancel.cancel();
@@ -482,6 +496,7 @@ impl Owner {
         let running = Arc::clone(&shell.calls).run(self.tenure.id(), call, body, cancel.clone(), shell.reports.clone());
         let abort = shell.tasks.spawn(running);
         self.calls.insert(key, CallHandle { cancel, abort });
+        Ok(())
     }
 
     /// Ends the calls under way; their reports follow.

@@ -16,6 +16,7 @@ use super::control::Control;
 use super::fingerprint::Fingerprints;
 use super::owner::{Lost, Record, outgoing, taken};
 use super::publisher::{Deliveries, Publisher};
+use super::stillness::Stillness;
 use crate::codec::{self, Codec};
 use crate::domain::{OrganizationId, RequestKey};
 use crate::failpoint::{Failpoint, reached};
@@ -75,6 +76,7 @@ pub struct Shell {
     /// Largest record that the producer takes.
     pub record_bytes_max: usize,
     pub load: Load,
+    pub stillness: Stillness,
     pub metrics: ProcessorMetrics,
 }
 
