@@ -86,6 +86,8 @@ mod armed {
     enum Action {
         Kill,
         Stop,
+        /// Ends the task that gets there.
+        Panic,
     }
 
     /// What happens where: `before-commit=kill@3` kills the process the third time that it gets there.
@@ -106,6 +108,7 @@ mod armed {
             let action = match action {
                 "kill" => Action::Kill,
                 "stop" => Action::Stop,
+                "panic" => Action::Panic,
                 _ => return Err(form()),
             };
             let passing = passing.parse().ok().filter(|passing| *passing > 0).ok_or_else(form)?;
@@ -118,6 +121,7 @@ mod armed {
             let action = match self.action {
                 Action::Kill => "kill",
                 Action::Stop => "stop",
+                Action::Panic => "panic",
             };
             let point = self.point.to_possible_value();
             write!(f, "{}={action}@{}", point.as_ref().map_or("", clap::builder::PossibleValue::get_name), self.passing)
@@ -139,6 +143,7 @@ mod armed {
         let signal = match armed.action {
             Action::Kill => Signal::KILL,
             Action::Stop => Signal::STOP,
+            Action::Panic => std::panic::resume_unwind(Box::new("failpoint")),
         };
         // A process may signal itself; nothing else can go wrong.
         let _ = kill_process(getpid(), signal);
@@ -150,7 +155,7 @@ mod armed {
 
         #[test]
         fn what_happens_where_is_read_as_it_is_written() {
-            for text in ["before-commit=kill@3", "taken-over=stop@1"] {
+            for text in ["before-commit=kill@3", "taken-over=stop@1", "call-ended=panic@2"] {
                 assert_eq!(text.parse::<Armed>().unwrap().to_string(), text);
             }
             for text in

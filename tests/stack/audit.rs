@@ -18,7 +18,7 @@ use super::fixture::stack;
 use super::stream::{ORGANIZATION, PARTITIONS, World, chat, question};
 
 /// Of `tollstream audit`: the exit code, and what it prints.
-fn audit(config: &Config, arguments: &[&str]) -> (Option<i32>, Value) {
+pub fn audit(config: &Config, arguments: &[&str]) -> (Option<i32>, Value) {
     let kafka = &config.kafka;
     let output = Command::new(env!("CARGO_BIN_EXE_tollstream"))
         .args(["audit", "--json", "--brokers", &kafka.brokers, "--topic-prefix", &kafka.topic_prefix])

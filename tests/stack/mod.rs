@@ -2,14 +2,15 @@
 
 pub mod fixture;
 
-mod audit;
+pub mod audit;
 mod compose;
 mod connections;
 mod end_to_end;
 mod engines;
 mod evolution;
 mod facade;
+pub mod process;
 mod processes;
-mod stream;
+pub mod stream;
 mod topology;
 mod usage;
