@@ -73,6 +73,7 @@ mod armed {
     use std::str::FromStr;
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::{Duration, Instant};
 
     use clap::ValueEnum as _;
     use rustix::process::{Signal, getpid, kill_process};
@@ -81,6 +82,12 @@ mod armed {
 
     static ARMED: OnceLock<Armed> = OnceLock::new();
     static PASSED: AtomicU64 = AtomicU64::new(0);
+
+    /// How often a thread that is to stop looks whether it did, how many times at the most, and how long a stop lasts at
+    /// the least.
+    const STOP_LOOK: Duration = Duration::from_millis(1);
+    const STOP_LOOKS_MAX: u32 = 10_000;
+    const STOPPED_MIN: Duration = Duration::from_secs(1);
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     enum Action {
@@ -140,13 +147,31 @@ mod armed {
             return;
         }
         let _ = writeln!(std::io::stderr(), "failpoint {armed}");
-        let signal = match armed.action {
-            Action::Kill => Signal::KILL,
-            Action::Stop => Signal::STOP,
+        match armed.action {
+            Action::Kill => signal(Signal::KILL),
+            Action::Stop => {
+                signal(Signal::STOP);
+                await_stop();
+            }
             Action::Panic => std::panic::resume_unwind(Box::new("failpoint")),
-        };
+        }
+    }
+
+    fn signal(signal: Signal) {
         // A process may signal itself; nothing else can go wrong.
         let _ = kill_process(getpid(), signal);
+    }
+
+    /// A stop reaches one thread first, and this one may be another: it must not go on before it has stopped, too, which it
+    /// knows by the time that has passed when it wakes.
+    fn await_stop() {
+        for _ in 0..STOP_LOOKS_MAX {
+            let looked = Instant::now();
+            std::thread::sleep(STOP_LOOK);
+            if looked.elapsed() > STOPPED_MIN {
+                return;
+            }
+        }
     }
 
     #[cfg(test)]
