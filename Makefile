@@ -4,7 +4,10 @@ PROFILE ?= ci
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 TOLLSTREAM := $(TARGET)/$(PROFILE)/tollstream
 
-.PHONY: up down test lint build release bench prerequisites
+# Where `make test-faults` notes what is finished.
+FAULTS := $(abspath $(TARGET))/faults-finished
+
+.PHONY: up down test test-faults lint build release bench prerequisites
 
 ## Builds, starts engines and gateway in the background, streams one answer and shows the row that says what it cost.
 up: prerequisites build
@@ -16,13 +19,19 @@ down:
 
 ## Everything that must hold: formatting, lints, unit tests, tests on the real engines, documentation, topology.
 test: prerequisites lint
-	$(CARGO) test --profile $(PROFILE)
+	$(CARGO) test --profile $(PROFILE) --features failpoints
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --profile $(PROFILE) --no-deps --quiet
 	$(TOLLSTREAM) topology check
 
+## The fault suite in full size, about an hour. It goes on where it was broken off; FRESH=1 begins anew.
+test-faults: prerequisites
+	$(if $(FRESH),rm -f $(FAULTS))
+	TOLLSTREAM_FAULTS=$(FAULTS) $(CARGO) test --profile $(PROFILE) --features failpoints --test main \
+		faults:: -- --nocapture --test-threads=1
+
 lint:
 	$(CARGO) fmt --check
-	$(CARGO) clippy --profile $(PROFILE) --all-targets --quiet -- -D warnings
+	$(CARGO) clippy --profile $(PROFILE) --features failpoints --all-targets --quiet -- -D warnings
 
 build:
 	$(CARGO) build --profile $(PROFILE)

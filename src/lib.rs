@@ -8,6 +8,7 @@ pub mod config;
 pub mod control;
 pub mod domain;
 pub mod facade;
+pub mod failpoint;
 pub mod node;
 pub mod processor;
 pub mod projection;

@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use tollstream::cli;
@@ -38,10 +39,27 @@ enum Command {
     Simulate(cli::simulate::Args),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// How long what blocks a thread may take after the end of everything else: a client of Kafka that does not close, a
+/// restore that nobody waits for any more. Then the process ends without it.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
     tollstream::tls::install_provider();
-    let outcome = match Arguments::parse().command {
+    let arguments = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            cli::output::note(&format!("error: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(run(arguments.command));
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+    code
+}
+
+async fn run(command: Command) -> ExitCode {
+    let outcome = match command {
         Command::Up(args) => cli::up::run(*args).await,
         Command::Down(args) => cli::up::down(args).await,
         Command::Run(args) => cli::run::run(args).await,

@@ -521,6 +521,18 @@ fn i8_finds_answers_that_are_not_whole() {
 }
 
 #[test]
+fn an_answer_whose_owner_ended_behind_the_settlement_may_lack_its_last_frames() {
+    let mut logs = Logs::sound();
+    // Its second frame, and the terminal that its own owner put out.
+    logs.frames.drain(2..4);
+    assert_eq!(violations(&logs.audit().0), []);
+    logs.frames.insert(2, content("fallback", (FIRST_TENURE, 2, 1)));
+    logs.frames.insert(3, content("fallback", (FIRST_TENURE, 2, 2)));
+    let found = violations(&logs.audit().0);
+    assert!(found.iter().any(|(_, what)| what.contains("counts 2 content frames, 3 are there")), "{found:?}");
+}
+
+#[test]
 fn i10_finds_a_committed_offset_that_is_ahead() {
     found(&[("ahead", |logs| logs.committed = 7, Check::I10, "committed 7; records are decided up to 6")]);
 }

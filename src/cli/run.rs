@@ -29,10 +29,16 @@ pub struct RunArgs {
     /// Log JSON lines
     #[arg(long)]
     log_json: bool,
+    /// Where this process ends or stops itself, for the fault tests: before-commit=kill@1
+    #[cfg(feature = "failpoints")]
+    #[arg(long, env = "TOLLSTREAM_FAILPOINT", hide = true)]
+    failpoint: Option<crate::failpoint::Armed>,
 }
 
 pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     crate::telemetry::log(args.log_json, "info");
+    #[cfg(feature = "failpoints")]
+    args.failpoint.into_iter().for_each(crate::failpoint::arm);
     let mut config = Config::load(args.config.as_deref())?;
     if let Some(instance) = args.instance {
         config.instance = instance;

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::frames::Decoder;
 use super::hub::{Bus, Hub, Sending};
 use super::sse::Position;
+use crate::failpoint::{Failpoint, reached};
 use crate::runtime::publisher::{self, Deliveries, Outgoing, Publisher};
 use crate::telemetry::health::Health;
 
@@ -59,7 +60,10 @@ impl Bus for Producer {
     fn send(&self, sending: Sending<'_>) -> Result<(), publisher::Error> {
         let Sending { partition, key, payload, tag, is_awaited } = sending;
         let deliveries = if is_awaited { &self.deliveries.prompt } else { &self.deliveries.lazy };
-        self.publisher.send(Outgoing { topic: &self.topic, partition, key, payload }, deliveries, tag)
+        reached(Failpoint::BeforeRequest);
+        let sent = self.publisher.send(Outgoing { topic: &self.topic, partition, key, payload }, deliveries, tag);
+        reached(Failpoint::AfterRequest);
+        sent
     }
 
     fn acknowledges(&self) -> bool {
@@ -91,6 +95,7 @@ pub async fn take_deliveries(
             () = end.cancelled() => return,
         }
         for delivery in awaited.drain(..).chain(arrived.drain(..)) {
+            reached(Failpoint::RequestAcknowledged);
             hub.delivered(&delivery);
         }
         hub.look(Instant::now());
@@ -199,6 +204,7 @@ impl Reader {
     /// One record. An unknown schema holds the partition for a few seconds, since all answers wait behind it; what is no
     /// frame is counted and passed over.
     async fn take(&self, message: &BorrowedMessage<'_>) {
+        reached(Failpoint::FrameReceived);
         let at = Position { partition: message.partition(), offset: message.offset() };
         let payload = message.payload().unwrap_or_default();
         let error = match self.decoder.frame(payload).await {

@@ -116,6 +116,11 @@ impl Tenure {
         self.next_offset
     }
 
+    /// Commits that wait for their acknowledgements.
+    pub fn waiting(&self) -> usize {
+        self.pending.len()
+    }
+
     /// No commit waits for its acknowledgement.
     pub fn is_idle(&self) -> bool {
         self.pending.is_empty()

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::codec::{self, Codec};
 use crate::config::{self, millis};
 use crate::domain::OrganizationId;
+use crate::failpoint::{Failpoint, reached};
 use crate::records::Topic;
 use crate::records::journal::{Entry, JournalRecord, Tenancy};
 use crate::records::usage::UsageRecord;
@@ -324,9 +325,11 @@ impl Running {
             key: posting.organization.as_str().as_bytes(),
             payload: &posting.payload,
         };
+        reached(Failpoint::BeforeUsage);
         if let Err(error) = self.options.publisher.send(outgoing, &self.deliveries, tag) {
             self.refused(tag, &error.to_string());
         }
+        reached(Failpoint::AfterUsage);
     }
 
     fn refused(&mut self, tag: u64, why: &str) {
@@ -353,6 +356,7 @@ impl Running {
             let partition = self.partitions.get_mut(&posting.partition);
             if let Some(partition) = partition.filter(|partition| partition.stay == posting.stay) {
                 partition.tracker.acknowledged(posting.number);
+                reached(Failpoint::UsageAcknowledged);
             }
             if self.trouble.is_some() && self.unsent.is_empty() {
                 self.trouble = None;
@@ -416,7 +420,11 @@ impl Running {
                     positions.push(checkpoint.position(*number));
                 }
             }
-            member.commit(&positions);
+            if !positions.is_empty() {
+                reached(Failpoint::BeforeUsageOffsets);
+                member.commit(&positions);
+                reached(Failpoint::AfterUsageOffsets);
+            }
         }
     }
 

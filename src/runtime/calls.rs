@@ -15,6 +15,7 @@ use super::{clock, kafka};
 use crate::codec::Codec;
 use crate::config;
 use crate::domain::RequestKey;
+use crate::failpoint::{Failpoint, reached};
 use crate::processor::ProviderCall;
 use crate::processor::inference::{AttemptEnd, AttemptReport};
 use crate::provider::transport::{Answer, AnswerStream, Transport};
@@ -137,6 +138,7 @@ impl Calls {
             duration_ms: millis(started.elapsed()),
             body,
         };
+        reached(Failpoint::CallEnded);
         // A closed channel means that the shard is gone; the next owner settles the request.
         let _ = reports.send(Report::Ended(Box::new(report))).await;
     }
@@ -192,11 +194,13 @@ impl<'a> Pump<'a> {
             return (AttemptEnd::Cancelled, Summary::default(), None);
         }
         self.called = true;
+        reached(Failpoint::BeforeCall);
         let answer = tokio::select! {
             biased;
             () = cancelled.cancelled() => return (AttemptEnd::Cancelled, Summary::default(), None),
             answer = self.calls.transport.call(request) => answer,
         };
+        reached(Failpoint::AfterCall);
         match answer {
             Err(failure) => (AttemptEnd::Failed(failure), Summary::default(), None),
             Ok(Answer::Whole(whole)) => (AttemptEnd::Completed, whole.summary, Some(whole.body)),
@@ -215,6 +219,7 @@ impl<'a> Pump<'a> {
                 () = cancelled.cancelled() => break AttemptEnd::Cancelled,
                 () = self.deliveries.drain(&mut arrived), if self.in_flight => {
                     self.in_flight = false;
+                    reached(Failpoint::ContentAcknowledged);
                     if let Some(error) = arrived.drain(..).find_map(|delivery| delivery.outcome.err()) {
                         let message = format!("kafka did not acknowledge a frame of the answer: {error}");
                         break AttemptEnd::Failed(Failure::new(FailureClass::Cut, message));
@@ -288,6 +293,7 @@ impl<'a> Pump<'a> {
             }),
         };
         let record = ResponseRecord::from(frame);
+        reached(Failpoint::BeforeContent);
         self.calls.codec.encode(&record, &mut self.payload).map_err(|e| e.to_string())?;
         drop(record);
         let mut wait = FULL_RETRY_MIN;
@@ -312,6 +318,7 @@ impl<'a> Pump<'a> {
             }
         }
         self.room.keep(0);
+        reached(Failpoint::AfterContent);
         self.frames += 1;
         self.in_flight = true;
         Ok(())

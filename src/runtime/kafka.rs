@@ -46,6 +46,11 @@ pub fn client(config: &Kafka) -> ClientConfig {
             client.set(name, path.to_string_lossy());
         }
     }
+    with_properties(client, config)
+}
+
+/// What the configuration adds wins over everything that is set here.
+fn with_properties(mut client: ClientConfig, config: &Kafka) -> ClientConfig {
     for (name, value) in &config.properties.0 {
         client.set(name, value);
     }
@@ -63,6 +68,7 @@ pub fn producer(config: &Kafka) -> ClientConfig {
         .set("message.timeout.ms", config.message_timeout_ms.to_string())
         .set("retry.backoff.ms", "20")
         .set("message.max.bytes", config.record_bytes_max.to_string());
+    let mut client = with_properties(client, config);
     for (name, value) in &config.producer_properties.0 {
         client.set(name, value);
     }
@@ -86,7 +92,7 @@ pub fn hot_consumer(config: &Kafka, group: &str) -> ClientConfig {
         .set("fetch.queue.backoff.ms", "2")
         .set("fetch.message.max.bytes", "262144")
         .set("receive.message.max.bytes", (config.record_bytes_max + FETCH_OVERHEAD_BYTES).to_string());
-    client
+    with_properties(client, config)
 }
 
 /// The settings of a member of a group that shares partitions. A static one keeps its partitions through a restart.
@@ -101,5 +107,5 @@ pub fn member(config: &Kafka, mut client: ClientConfig, instance: &str) -> Clien
 pub fn cold_consumer(config: &Kafka, group: &str) -> ClientConfig {
     let mut client = hot_consumer(config, group);
     client.set("fetch.min.bytes", "65536").set("fetch.wait.max.ms", "250").set("fetch.message.max.bytes", "1048576");
-    client
+    with_properties(client, config)
 }

@@ -17,3 +17,4 @@ pub mod room;
 pub mod schema_wait;
 pub mod shard;
 pub mod shell;
+mod stillness;

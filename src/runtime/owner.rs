@@ -19,6 +19,7 @@ use super::shell::{Shell, Tag};
 use crate::codec;
 use crate::domain::ids::partition_of;
 use crate::domain::{OrganizationId, RequestKey, Timestamp};
+use crate::failpoint::{Failpoint, reached};
 use crate::processor::tenure::{Circumstances, Gap, Tenure};
 use crate::processor::{Command, Input, ProviderCall, content, key_of, terminal_again};
 use crate::records::dead_letters::{DeadLetter, Source};
@@ -52,6 +53,8 @@ pub enum Lost {
     Write(String),
     #[error("{bytes} bytes of commits wait for kafka")]
     Backlog { bytes: usize },
+    #[error("this process stood still with a call decided; somebody else may have the partition by now")]
+    StoodStill,
     /// What was decided on a record cannot be put on the journal. The next tenure puts the record aside.
     #[error("the decision on record {source_offset:?} cannot be written: {detail}")]
     Unwritable { source_offset: Option<i64>, detail: String },
@@ -161,6 +164,8 @@ pub struct Owner {
     /// The last one that was given to the consumer group.
     committed: Option<i64>,
     pub draining: bool,
+    /// Commits that wait since before this process stood still: none of their calls may be made.
+    stale: usize,
     /// A record on which the decision could not be written, and why.
     undecidable: Option<(i64, String)>,
     checkpoints: Keeper,
@@ -191,6 +196,7 @@ impl Owner {
             decided,
             committed: None,
             draining: false,
+            stale: 0,
             undecidable,
             checkpoints: Keeper::new(takeover.begin, takeover.stale),
             payload: Vec::new(),
@@ -275,10 +281,13 @@ impl Owner {
     pub fn acknowledged(&mut self, shell: &mut Shell, outcome: Result<i64, KafkaError>) -> Result<(), Lost> {
         let pending = self.tenure.acknowledged(outcome.map_err(Lost::Delivery)?)?;
         self.decided = self.decided.max(pending.source_offset);
+        reached(Failpoint::CommitAcknowledged);
         for command in pending.commands {
             self.run(shell, command)?;
         }
+        self.stale = self.stale.saturating_sub(1);
         self.keep_checkpoint(shell);
+        reached(Failpoint::CommandsRun);
         self.retry(shell)
     }
 
@@ -303,6 +312,7 @@ impl Owner {
     /// A dead letter or a forwarded record is acknowledged: the record that waited for it is skipped.
     pub fn disposed(&mut self, shell: &mut Shell, outcome: Result<i64, KafkaError>) -> Result<(), Lost> {
         outcome.map_err(Lost::Delivery)?;
+        reached(Failpoint::DisposalAcknowledged);
         let Some(Obstacle::Disposal(reason)) = self.obstacle.take() else { return Ok(()) };
         let Some(held) = self.held.pop_front() else { return Ok(()) };
         self.decide(shell, &Input::Skip { source_offset: held.offset, reason }, held.at, None)?;
@@ -379,6 +389,11 @@ impl Owner {
         let next = self.decided.map(|offset| offset + 1).filter(|next| self.committed.is_none_or(|done| done < *next));
         self.committed = next.or(self.committed);
         next
+    }
+
+    /// This process stood still, so somebody else may have the partition by now.
+    pub fn stood_still(&mut self) {
+        self.stale = self.tenure.waiting();
     }
 
     /// Ends the tenure: no command runs any more.
@@ -563,7 +578,7 @@ impl Owner {
 
     fn run(&mut self, shell: &mut Shell, command: Command) -> Result<(), Lost> {
         match command {
-            Command::Call(call) => self.call(shell, *call),
+            Command::Call(call) => self.call(shell, *call)?,
             Command::Abort(key) => {
                 if let Some(call) = self.calls.get(&key) {
                     call.cancel.cancel();
@@ -589,9 +604,12 @@ impl Owner {
         taken
     }
 
-    fn call(&mut self, shell: &mut Shell, call: ProviderCall) {
+    fn call(&mut self, shell: &mut Shell, call: ProviderCall) -> Result<(), Lost> {
+        if self.stale > 0 || shell.stillness.in_this_round() {
+            return Err(Lost::StoodStill);
+        }
         // A body is missing only when the request was settled meanwhile.
-        let Some(body) = self.bodies.get(&call.key).cloned() else { return };
+        let Some(body) = self.bodies.get(&call.key).cloned() else { return Ok(()) };
         let (key, cancel) = (call.key.clone(), CancellationToken::new());
         if self.tenure.state().open(&key).is_some_and(|open| open.cancelled) {
             cancel.cancel();
@@ -599,6 +617,7 @@ impl Owner {
         let running = Arc::clone(&shell.calls).run(self.tenure.id(), call, body, cancel.clone(), shell.reports.clone());
         let abort = shell.tasks.spawn(running);
         self.calls.insert(key, CallHandle { cancel, abort });
+        Ok(())
     }
 
     /// Ends the calls under way; their reports follow.

@@ -19,6 +19,7 @@ use super::{checkpoints, clock, kafka};
 use crate::codec::{self, Codec};
 use crate::config;
 use crate::domain::RequestKey;
+use crate::failpoint::{Failpoint, reached};
 use crate::processor::tenure::Tenure;
 use crate::processor::{State, checkpoint, fold, key_of};
 use crate::records::journal::{Entry, JournalRecord, OwnershipTaken, Tenancy};
@@ -290,9 +291,12 @@ impl Restore {
         self.codec.encode(&JournalRecord::from(entry), &mut payload).map_err(unencodable)?;
         let deliveries = Deliveries::new();
         let outgoing = Outgoing { topic, partition, key: self.owner.as_bytes(), payload: &payload };
+        reached(Failpoint::BeforeOwnership);
         self.publisher.send(outgoing, &deliveries, 0).map_err(|source| Error::Publish { partition, source })?;
+        reached(Failpoint::AfterOwnership);
         let mut arrived = Vec::new();
         handle.block_on(deliveries.drain(&mut arrived));
+        reached(Failpoint::OwnershipAcknowledged);
         match arrived.pop().map(|delivery| delivery.outcome) {
             Some(Ok(offset)) => Ok(offset),
             Some(Err(source)) => Err(Error::Kafka { partition, source }),

@@ -14,7 +14,7 @@ use rdkafka::consumer::MessageStream;
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -29,9 +29,11 @@ use super::publisher::{Deliveries, Delivery, Publisher};
 use super::restore::{self, Restore, Takeover};
 use super::room::Room;
 use super::shell::{Kept, Learned, Load, ProcessorMetrics, Shell, Tag, Topics};
+use super::stillness::Stillness;
 use crate::codec::Codec;
 use crate::config::{self, millis};
 use crate::domain::ids::partition_of;
+use crate::failpoint::{Failpoint, reached};
 use crate::processor::Bounds;
 use crate::provider::transport::Transport;
 use crate::records::Topic;
@@ -100,6 +102,8 @@ struct Shard {
     restore: Restore,
     restored: mpsc::Sender<Restored>,
     restores: JoinSet<()>,
+    /// By partition, the restore that was begun last.
+    restore_tasks: HashMap<i32, AbortHandle>,
     owners: BTreeMap<i32, Owner>,
     /// Partition by epoch, for acknowledgements.
     epochs: HashMap<u64, i32>,
@@ -252,6 +256,7 @@ impl Shard {
                 &counters,
             ),
             held: Room::new(config.processor.held_bytes_max),
+            stillness: Stillness::new(millis(config.kafka.session_timeout_ms)),
             metrics: counters,
         };
         let restore = Restore {
@@ -269,6 +274,7 @@ impl Shard {
             restore,
             restored,
             restores: JoinSet::new(),
+            restore_tasks: HashMap::new(),
             owners: BTreeMap::new(),
             epochs: HashMap::new(),
             next_epoch: 1,
@@ -288,6 +294,10 @@ impl Shard {
 
     /// One round: acknowledgements first, since they free what the rest waits for.
     fn take(&mut self, round: Round<'_>) -> Result<(), Error> {
+        if self.shell.stillness.begin_round() {
+            tracing::warn!("this process stood still, and its session may be over");
+            self.owners.values_mut().for_each(Owner::stood_still);
+        }
         for Delivery { tag, outcome } in round.acknowledgements {
             self.acknowledged(tag, outcome);
         }
@@ -362,13 +372,18 @@ impl Shard {
         if let Err(lost) = step(owner, &mut self.shell) {
             tracing::warn!(kafka.partition = partition, tenure = owner.tenure(), %lost, "tenure ended; restoring");
             self.shell.metrics.tenures_lost.inc();
+            // Time for the group to say whose the partition is now.
+            let wait = match lost {
+                Lost::StoodStill => millis(self.config.kafka.session_timeout_ms) / 2,
+                _ => Duration::ZERO,
+            };
             if let Lost::Unwritable { source_offset: Some(offset), detail } = lost {
                 self.undecidable.insert(partition, (offset, detail));
             }
             self.close(partition);
             self.give_away(&[partition]);
             if self.mine.contains(&partition) && self.stopping.is_none() {
-                self.begin_restore(partition, Duration::ZERO);
+                self.begin_restore(partition, wait);
             }
         }
     }
@@ -407,6 +422,10 @@ impl Shard {
                     if let Some(owner) = self.owners.get_mut(partition) {
                         owner.draining = true;
                     }
+                    // One that still waits must not take from the next owner what is no longer ours.
+                    if let Some(restore) = self.restore_tasks.remove(partition) {
+                        restore.abort();
+                    }
                 }
                 let until = Instant::now() + millis(self.config.processor.drain_ms);
                 let (mut all, _) = self.revocation.take().unwrap_or((Vec::new(), until));
@@ -437,7 +456,7 @@ impl Shard {
         self.tell_health();
         let (restore, restored, control) = (self.restore.clone(), self.restored.clone(), self.shell.control.clone());
         let handle = tokio::runtime::Handle::current();
-        self.restores.spawn(async move {
+        let task = self.restores.spawn(async move {
             tokio::time::sleep(wait).await;
             let taken = tokio::task::spawn_blocking(move || restore.take_over(partition, &handle)).await;
             let Ok(taken) = taken else { return };
@@ -446,6 +465,7 @@ impl Shard {
             }
             let _ = restored.send((partition, taken)).await;
         });
+        self.restore_tasks.insert(partition, task);
     }
 
     fn restored(&mut self, partition: i32, restored: Result<Takeover, restore::Error>) -> Result<(), Error> {
@@ -463,6 +483,7 @@ impl Shard {
                 let undecidable = self.undecidable.remove(&partition);
                 match Owner::begin(takeover, epoch, undecidable, &mut self.shell) {
                     Ok(owner) => {
+                        reached(Failpoint::TakenOver);
                         self.epochs.insert(epoch, partition);
                         let position = Position { partition, offset: owner.resume_offset(), note: String::new() };
                         self.owners.insert(partition, owner);
@@ -528,7 +549,12 @@ impl Shard {
     /// The journal is the authority; the group's offsets are for lag, and the next commit repeats what failed.
     fn commit_offsets(&mut self) {
         let positions = self.positions();
+        if positions.is_empty() {
+            return;
+        }
+        reached(Failpoint::BeforeOffsets);
         self.member.commit(&positions);
+        reached(Failpoint::AfterOffsets);
     }
 
     fn positions(&mut self) -> Vec<Position> {

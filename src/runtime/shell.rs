@@ -18,8 +18,10 @@ use super::fingerprint::Fingerprints;
 use super::owner::{Lost, Record, outgoing, taken};
 use super::publisher::{Deliveries, Publisher};
 use super::room::{Hold, Room};
+use super::stillness::Stillness;
 use crate::codec::{self, Codec};
 use crate::domain::{OrganizationId, RequestId};
+use crate::failpoint::{Failpoint, reached};
 use crate::processor::checkpoint::Cut;
 use crate::processor::{Bounds, Capacity};
 use crate::records::Outcome;
@@ -86,6 +88,7 @@ pub struct Shell {
     pub load: Load,
     /// For the records that wait.
     pub held: Room,
+    pub stillness: Stillness,
     pub metrics: ProcessorMetrics,
 }
 
@@ -100,13 +103,19 @@ impl Shell {
     ) -> Result<bool, Lost> {
         let key = organization.map(|o| o.as_str().as_bytes()).unwrap_or_default();
         let record = outgoing(&self.topics.journal, partition, key, payload);
-        taken(self.publisher.send(record, &self.deliveries, Tag::commit(epoch)))
+        reached(Failpoint::BeforeCommit);
+        let sent = taken(self.publisher.send(record, &self.deliveries, Tag::commit(epoch)));
+        reached(Failpoint::AfterCommit);
+        sent
     }
 
     /// Publishes a terminal frame; `false` when the producer is full.
     pub fn answer(&self, partition: i32, request: &RequestId, payload: &[u8], epoch: u64) -> Result<bool, Lost> {
         let record = outgoing(&self.topics.responses, partition, request.as_str().as_bytes(), payload);
-        taken(self.publisher.send_telling_failures(record, &self.deliveries, Tag::answer(epoch)))
+        reached(Failpoint::BeforeTerminal);
+        let sent = taken(self.publisher.send_telling_failures(record, &self.deliveries, Tag::answer(epoch)));
+        reached(Failpoint::AfterTerminal);
+        sent
     }
 
     /// Puts a record into `dead-letters`; `false` when the producer is full.
@@ -115,7 +124,10 @@ impl Shell {
         self.codec.encode(letter, &mut payload).map_err(|e| Lost::Write(e.to_string()))?;
         let record =
             outgoing(&self.topics.dead_letters, partition, letter.key.as_deref().unwrap_or_default(), &payload);
-        self.dispose(record, epoch)
+        reached(Failpoint::BeforeDeadLetter);
+        let taken = self.dispose(record, epoch)?;
+        reached(Failpoint::AfterDeadLetter);
+        Ok(taken)
     }
 
     /// Produces a record once more, to the partition where it belongs; `false` when the producer is full.
@@ -127,7 +139,10 @@ impl Shell {
         epoch: u64,
     ) -> Result<bool, Lost> {
         let key = record.key.unwrap_or(organization.as_str().as_bytes());
-        self.dispose(outgoing(&self.topics.requests, partition, key, record.payload), epoch)
+        reached(Failpoint::BeforeForward);
+        let taken = self.dispose(outgoing(&self.topics.requests, partition, key, record.payload), epoch)?;
+        reached(Failpoint::AfterForward);
+        Ok(taken)
     }
 
     fn dispose(&self, record: super::publisher::Outgoing<'_>, epoch: u64) -> Result<bool, Lost> {

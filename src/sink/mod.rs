@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::causes::causes;
 use crate::codec::{self, Codec};
 use crate::config::{self, millis};
+use crate::failpoint::{Failpoint, reached};
 use crate::records::Topic;
 use crate::records::usage::UsageRecord;
 use crate::runtime::kafka;
@@ -243,7 +244,9 @@ impl Running {
         let done = batch.ends().filter(|(partition, _)| self.assigned.contains(partition));
         let positions: Vec<Position> =
             done.map(|(partition, end)| Position { partition, offset: Some(end), note: String::new() }).collect();
+        reached(Failpoint::BeforeRowOffsets);
         member.commit(&positions);
+        reached(Failpoint::AfterRowOffsets);
         self.counters.rows.inc_by(batch.rows().len() as u64);
         self.counters.dead_letters.inc_by(batch.letters().len() as u64);
         self.counters.batches.inc();

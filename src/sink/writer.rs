@@ -17,6 +17,7 @@ use super::metrics::Counters;
 use super::row::UsageRow;
 use super::{Error, NAME, Options};
 use crate::config::{self, millis};
+use crate::failpoint::{Failpoint, reached};
 use crate::records::Topic;
 use crate::runtime::kafka;
 use crate::runtime::publisher::{self, Deliveries, Outgoing, Publisher};
@@ -156,14 +157,19 @@ impl Writer {
             }
             insert.end().await
         };
-        bounded(&self.clickhouse, "take rows", call).await
+        reached(Failpoint::BeforeInsert);
+        bounded(&self.clickhouse, "take rows", call).await?;
+        reached(Failpoint::AfterInsert);
+        Ok(())
     }
 
     async fn put_aside(&self, letter: &Encoded) -> Result<(), publisher::Error> {
         let deliveries = Deliveries::new();
         let topic = &self.dead_letters;
         let outgoing = Outgoing { topic, partition: PARTITION_BY_KEY, key: &letter.key, payload: &letter.payload };
+        reached(Failpoint::BeforeLetter);
         self.publisher.send(outgoing, &deliveries, 0)?;
+        reached(Failpoint::AfterLetter);
         let mut arrived = Vec::new();
         // Bounded by the producer's own time-out.
         deliveries.drain(&mut arrived).await;

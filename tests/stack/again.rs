@@ -18,8 +18,7 @@ use tollstream::records::journal::{Entry, Fact, JournalRecord};
 use tollstream::runtime::kafka;
 use tollstream::simulate::{self, Behavior};
 
-use super::fixture::{PATIENCE, eventually, stack};
-use super::processes::key;
+use super::fixture::{PATIENCE, eventually, key, stack};
 
 const PARTITIONS: i32 = 4;
 /// The partitions of `responses` on which the facades listen.

@@ -5,10 +5,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tollstream::cli::up::Description;
 use tollstream::config::Config;
-
-use super::usage::world::Engines;
+use tollstream::domain::OrganizationId;
+use tollstream::stack::{Engine, EngineStatus, Ports, Progress, Running};
+use tollstream::topology::apply;
 
 /// How long anything that a test waits for may take.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -51,26 +53,101 @@ pub fn up(arguments: &[&str]) -> (Child, Description) {
 impl Stack {
     /// A configuration on the same engines with topics and tables of its own, applied and empty.
     pub async fn isolated(&self, name: &str) -> Config {
-        isolated_on(name, &Engines::shared()).await
+        Engines::shared().isolated_with(name, None, &[]).await
     }
 }
 
-/// A configuration on these engines with topics and tables of its own, applied and empty.
-pub async fn isolated_on(name: &str, engines: &Engines) -> Config {
-    let unique = format!("{name}_{}_{:x}", std::process::id(), rand());
-    let mut config = Config { instance: unique.clone(), ..Config::default() };
-    config.kafka.brokers.clone_from(&engines.kafka);
-    config.kafka.topic_prefix = format!("{unique}.");
-    config.kafka.session_timeout_ms = 6_000;
-    config.registry.url.clone_from(&engines.registry);
-    config.clickhouse.url.clone_from(&engines.clickhouse);
-    config.clickhouse.database = unique;
-    config.facade.listen.set_port(0);
-    config.admin.listen.set_port(0);
-    config.sink.batch_ms = 100;
-    let options = tollstream::topology::apply::Options::laptop().expect("the embedded topology holds");
-    tollstream::topology::apply::run(&config, &options).await.expect("the topology applies");
-    config
+/// Where the engines are.
+#[derive(Debug, Clone)]
+pub struct Engines {
+    pub kafka: String,
+    pub registry: String,
+    pub clickhouse: String,
+}
+
+impl Engines {
+    /// Those of the whole run, which nobody may disturb.
+    pub fn shared() -> Self {
+        let shared = &stack().description;
+        let (kafka, registry, clickhouse) = (&shared.kafka, &shared.registry, &shared.clickhouse);
+        Self { kafka: kafka.clone(), registry: registry.clone(), clickhouse: clickhouse.clone() }
+    }
+
+    /// A configuration with topics and tables of its own, applied and empty; with `partitions` in place of the laptop's,
+    /// and these organizations beside those of the seed.
+    pub async fn isolated_with(&self, name: &str, partitions: Option<u32>, organizations: &[String]) -> Config {
+        let unique = format!("{name}_{}_{:x}", std::process::id(), rand());
+        let mut config = Config { instance: unique.clone(), ..Config::default() };
+        config.kafka.brokers.clone_from(&self.kafka);
+        config.kafka.topic_prefix = format!("{unique}.");
+        config.kafka.session_timeout_ms = 6_000;
+        config.registry.url.clone_from(&self.registry);
+        config.clickhouse.url.clone_from(&self.clickhouse);
+        config.clickhouse.database = unique;
+        config.facade.listen.set_port(0);
+        config.admin.listen.set_port(0);
+        config.sink.batch_ms = 100;
+        let mut options = apply::Options::laptop().expect("the embedded topology holds");
+        options.partitions = partitions.or(options.partitions);
+        for organization in organizations {
+            let id = OrganizationId::parse(organization).expect("an id");
+            let seeds = &mut options.topology.seeds.organizations;
+            let any = seeds.values().next().expect("an organization").clone();
+            seeds.insert(id, any);
+        }
+        apply::run(&config, &options).await.expect("the topology applies");
+        config
+    }
+}
+
+/// Engines of one test's own, to do harm to. They are started again when they die.
+pub struct OwnEngines {
+    running: Running,
+    _data: tempfile::TempDir,
+}
+
+impl OwnEngines {
+    pub async fn start() -> Self {
+        Self::start_with(Ports::free().unwrap(), "").await
+    }
+
+    /// With further settings of Kafka's.
+    pub async fn start_with(ports: Ports, kafka_properties: &str) -> Self {
+        tollstream::tls::install_provider();
+        let data = tempfile::tempdir().unwrap();
+        let folder = data.path().join("kafka/server.d");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("test.properties"), kafka_properties).unwrap();
+        let mut options = tollstream::stack::Options::new(data.path()).unwrap();
+        options.ports = ports;
+        let running = tollstream::stack::up(options, &Progress::Quiet).await.unwrap();
+        Self { running, _data: data }
+    }
+
+    pub fn addresses(&self) -> Engines {
+        let own = &self.running.addresses;
+        Engines { kafka: own.kafka.clone(), registry: own.registry.clone(), clickhouse: own.clickhouse.clone() }
+    }
+
+    /// Sends a signal to an engine.
+    pub fn signal(&self, engine: Engine, signal: Signal) {
+        let pid = self.status(engine).process.expect("the engine runs").pid;
+        let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// The process of an engine; another one after it was started again.
+    pub fn pid(&self, engine: Engine) -> Option<i32> {
+        i32::try_from(self.status(engine).process?.pid).ok()
+    }
+
+    pub fn status(&self, engine: Engine) -> EngineStatus {
+        self.running.engines().into_iter().find(|status| status.engine == engine).expect("an engine")
+    }
+
+    pub async fn stop(self) {
+        self.running.stop().await.unwrap();
+    }
 }
 
 fn rand() -> u32 {
@@ -80,7 +157,7 @@ fn rand() -> u32 {
 }
 
 /// Asks again until there is an answer, at most for [`PATIENCE`].
-pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let until = Instant::now() + PATIENCE;
     loop {
         if let Some(answer) = ask().await {
@@ -93,8 +170,13 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: i
 
 /// Rows of a query, each a JSON object.
 pub async fn rows(description: &Description, query: &str) -> Vec<serde_json::Value> {
+    rows_at(&description.clickhouse, query).await
+}
+
+/// The same, of any ClickHouse.
+pub async fn rows_at(clickhouse: &str, query: &str) -> Vec<serde_json::Value> {
     let answer = reqwest::Client::new()
-        .post(&description.clickhouse)
+        .post(clickhouse)
         .body(format!("{query} FORMAT JSONEachRow"))
         .send()
         .await
@@ -102,4 +184,16 @@ pub async fn rows(description: &Description, query: &str) -> Vec<serde_json::Val
     let (status, text) = (answer.status(), answer.text().await.expect("a body"));
     assert!(status.is_success(), "{query}: {text}");
     text.lines().map(|line| serde_json::from_str(line).expect("a row")).collect()
+}
+
+/// Makes an API key of an organization.
+pub fn key(config: &Config, organization: &str) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_tollstream"))
+        .args(["keys", "create", "--organization", organization])
+        .args(["--brokers", &config.kafka.brokers, "--registry", &config.registry.url])
+        .args(["--topic-prefix", &config.kafka.topic_prefix])
+        .output()
+        .expect("a key");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }

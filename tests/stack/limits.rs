@@ -8,9 +8,9 @@ use tollstream::records::journal::{Entry, JournalRecord, OwnershipTaken};
 use tollstream::records::{Outcome, Topic};
 use tollstream::runtime::clock;
 
-use super::fixture::eventually;
+use super::fixture::{eventually, key};
 use super::pressure::{ORGANIZATION, PARTITIONS, Place};
-use super::processes::key;
+use super::process::{Launch, Process};
 use super::stream::{Producer, World, chat, question};
 use super::usage::world::Engines;
 
@@ -108,7 +108,7 @@ async fn garbage_on_control_is_passed_over_and_operators_are_not_locked_out() {
         .await;
     assert_eq!(place.gateway.readiness().await["status"], "ready");
     // A start reads them all again.
-    place.gateway = super::processes::start(place.config.clone());
+    place.gateway = Process::start(&place.config, Launch { instance: &place.config.instance, ..Launch::default() });
     place.gateway.ready().await;
     assert_eq!(place.ask(&later, "hello", true).await.status, 200);
     place.holds().await;

@@ -3,7 +3,7 @@
 pub mod fixture;
 
 mod again;
-mod audit;
+pub mod audit;
 mod checkpoints;
 mod compose;
 mod connections;
@@ -13,9 +13,10 @@ mod evolution;
 mod facade;
 mod limits;
 mod pressure;
+pub mod process;
 mod processes;
 mod rolling;
 mod slow;
-mod stream;
+pub mod stream;
 mod topology;
 mod usage;

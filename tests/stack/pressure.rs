@@ -22,8 +22,8 @@ use tollstream::runtime::clock;
 use tollstream::stack::Engine;
 
 use super::audit::audit;
-use super::fixture::{eventually, isolated_on};
-use super::processes::{self, Process, key};
+use super::fixture::{eventually, key};
+use super::process::{Launch, Process};
 use super::stream::{Producer, question};
 use super::usage::world::{Engines, OwnEngines};
 use upstream::Upstream;
@@ -63,13 +63,14 @@ pub struct Asked {
 impl Place {
     pub async fn on(name: &str, engines: &Engines, change: impl FnOnce(&mut Config)) -> Self {
         let upstream = Upstream::start().await;
-        let mut config = isolated_on(name, engines).await;
+        let mut config = engines.isolated_with(name, None, &[]).await;
         config.providers.upstream_override = Some(upstream.url());
         change(&mut config);
         let [own, close, other] = [ORGANIZATION, CLOSE_NEIGHBOUR, NEIGHBOUR].map(|o| partition_of(o, PARTITIONS));
         assert!(own == close && own != other);
         Producer::new(&config).await.add_organization(NEIGHBOUR).await;
-        let gateway = processes::start(config.clone());
+        let launch = Launch { instance: &config.instance, ..Launch::default() };
+        let mut gateway = Process::start(&config, launch);
         let (key, neighbour) = (key(&config, ORGANIZATION), key(&config, NEIGHBOUR));
         gateway.ready().await;
         let client = Client::builder().no_proxy().timeout(CLIENT_TIMEOUT).build().expect("a client");
@@ -170,7 +171,6 @@ fn is_frozen(pid: i32) -> bool {
 }
 
 /// What was measured, for who runs this with `--nocapture`.
-#[expect(clippy::print_stderr, reason = "a figure is worth more than that it was within its bound")]
 fn tell(figures: &str) {
     eprintln!("{figures}");
 }

@@ -5,15 +5,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tollstream::config::Config;
 
 use super::audit::audit;
-use super::fixture::{eventually, stack};
-use super::processes::{Process, key, run};
+use super::fixture::{eventually, key, stack};
+use super::process::{Process, run};
 
 const INSTANCES: [&str; 3] = ["one", "two", "three"];
 /// Clients of each process.
@@ -73,7 +72,7 @@ struct Running {
 }
 
 async fn start(config: &Config, instance: &str, keys: &[String]) -> Running {
-    let process = run(config, instance);
+    let mut process = run(config, instance);
     process.ready().await;
     let (seen, stop, mut clients) = (Arc::<Seen>::default(), CancellationToken::new(), JoinSet::new());
     for client in 0..CLIENTS {
@@ -85,28 +84,19 @@ async fn start(config: &Config, instance: &str, keys: &[String]) -> Running {
 
 impl Running {
     /// Ends the process as an operator does, with streams open on it.
-    async fn stop_under_load(mut self) {
+    async fn stop_under_load(self) {
         eventually("streams", async || (Seen::of(&self.seen.open) > 0).then_some(())).await;
-        terminate(&mut self.process).await;
-        self.end().await;
-    }
-
-    /// Ends the clients.
-    async fn end(&mut self) {
-        self.stop.cancel();
-        while self.clients.join_next().await.is_some() {}
-        let seen = &self.seen;
-        assert_eq!(*seen.interrupted.lock().expect("whole"), [""; 0], "{} streams were whole", Seen::of(&seen.whole));
-        assert!(Seen::of(&seen.whole) > 0);
+        self.process.stop().await;
+        end(&self.seen, &self.stop, self.clients).await;
     }
 }
 
-async fn terminate(process: &mut Process) {
-    let pid = Pid::from_raw(process.child.id() as i32).expect("a pid");
-    kill_process(pid, Signal::TERM).expect("signalled");
-    let child = std::cell::RefCell::new(&mut process.child);
-    let ended = eventually("the end", async || child.borrow_mut().try_wait().expect("asked")).await;
-    assert!(ended.success(), "{ended}");
+/// Ends clients.
+async fn end(seen: &Seen, stop: &CancellationToken, mut clients: JoinSet<()>) {
+    stop.cancel();
+    while clients.join_next().await.is_some() {}
+    assert_eq!(*seen.interrupted.lock().expect("whole"), [""; 0], "{} streams were whole", Seen::of(&seen.whole));
+    assert!(Seen::of(&seen.whole) > 0);
 }
 
 async fn rolls(name: &str, static_membership: bool) {
@@ -127,11 +117,13 @@ async fn rolls(name: &str, static_membership: bool) {
         })
         .await;
     }
-    for process in &mut running {
-        process.end().await;
+    let mut processes = Vec::new();
+    for Running { process, seen, stop, clients } in running {
+        end(&seen, &stop, clients).await;
+        processes.push(process);
     }
-    for running in &mut running {
-        terminate(&mut running.process).await;
+    for process in processes {
+        process.stop().await;
     }
     let (code, report) = audit(&config, &[]);
     assert_eq!(code, Some(0), "{report:#}");

@@ -13,8 +13,8 @@ use tollstream::simulate::Behavior;
 
 use super::again::{Gateway, question};
 use super::facade::{Processor, completed, content};
-use super::fixture::{PATIENCE, eventually, stack};
-use super::processes::{Process, key, metric, run_roles};
+use super::fixture::{PATIENCE, eventually, key, stack};
+use super::process::{metric, run_roles};
 
 const READERS: &str = "tollstream_facade_catch_up_readers";
 const WAITING: &str = "tollstream_facade_slots_bytes";
@@ -115,12 +115,6 @@ async fn neighbour(processor: &Processor, facade: &str, key: &str) {
     assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
 }
 
-fn resident_bytes(process: &Process) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.child.id())).expect("a process");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1_024
-}
-
 #[tokio::test]
 async fn a_thousand_clients_that_stop_reading_leave_memory_and_neighbours_alone() {
     let mut config = stack().isolated("stalled").await;
@@ -128,13 +122,13 @@ async fn a_thousand_clients_that_stop_reading_leave_memory_and_neighbours_alone(
     config.facade.slots_bytes_max = 16 << 20;
     config.facade.stalled_client_ms = 600_000;
     let key = key(&config, "org_demo");
-    let facade = run_roles(&config, "stalled", "facade");
+    let mut facade = run_roles(&config, "stalled", "facade");
     facade.ready().await;
     let registry = Registry::new(&config.registry, &config.kafka.topic_prefix).expect("a registry");
     let codec = Arc::new(Codec::connect(registry).await.expect("a codec"));
     let processor = Processor::new(&config, codec);
     neighbour(&processor, &facade.facade, &key).await;
-    let before = resident_bytes(&facade);
+    let before = facade.memory_bytes();
 
     let body = question(true, "Who reads this?").to_string();
     let (mut clients, mut chats) = (HashMap::new(), Vec::<Box<Chat>>::new());
@@ -164,7 +158,7 @@ async fn a_thousand_clients_that_stop_reading_leave_memory_and_neighbours_alone(
         (lagging && metric(&facade.admin, WAITING).await == 0.0).then_some(())
     })
     .await;
-    let grown = resident_bytes(&facade).saturating_sub(before);
+    let grown = facade.memory_bytes().saturating_sub(before);
     // A connection's own buffers are at most 80 KiB; the answers are five times that.
     assert!(grown < 160 << 20, "{} MiB for {STALLED} clients", grown >> 20);
     neighbour(&processor, &facade.facade, &key).await;

@@ -19,6 +19,7 @@ use tollstream::records::journal::{Fact, InputKind};
 use tollstream::records::usage::UsageRecord;
 use tollstream::records::{Outcome, Topic};
 use tollstream::sink::migrations;
+use tollstream::stack::Engine;
 
 use journal::{Owners, Posting, commit, ended, organization_of, taken};
 use world::{Engines, OwnEngines, PARTITIONS, World, until};
@@ -107,17 +108,17 @@ async fn clickhouse_stopped_and_killed_under_load_loses_and_doubles_nothing() {
     until("some rows are written", async || sink.counter("tollstream_sink_rows") > 0).await;
 
     // Hangs for longer than the sink waits: what it sent may be written or not, and is sent again.
-    engines.signal_clickhouse(Signal::STOP);
+    engines.signal(Engine::ClickHouse, Signal::STOP);
     let mut failures = 0;
     while failures == 0 {
         owners.requests(&world, 50).await;
         failures = sink.counter("tollstream_sink_insert_failures");
     }
     assert!(sink.why_not_ready().contains("within 2000 ms"), "{}", sink.why_not_ready());
-    engines.signal_clickhouse(Signal::CONT);
+    engines.signal(Engine::ClickHouse, Signal::CONT);
     sink.ready().await;
 
-    engines.signal_clickhouse(Signal::KILL);
+    engines.signal(Engine::ClickHouse, Signal::KILL);
     let before = failures;
     while failures == before {
         owners.requests(&world, 50).await;

@@ -21,7 +21,7 @@ use tollstream::telemetry::Metrics;
 use tollstream::telemetry::health::{Health, State};
 use tollstream::{projection, sink};
 
-use crate::stack::fixture::stack;
+pub use crate::stack::fixture::{Engines, OwnEngines};
 
 /// Partitions of every topic.
 pub const PARTITIONS: i32 = 4;
@@ -29,65 +29,6 @@ pub const PARTITIONS: i32 = 4;
 pub const PATIENCE: Duration = Duration::from_secs(90);
 /// How often something is looked at that is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
-
-/// Where the engines are.
-#[derive(Debug, Clone)]
-pub struct Engines {
-    pub kafka: String,
-    pub registry: String,
-    pub clickhouse: String,
-}
-
-impl Engines {
-    /// Those of the whole run, which nobody may disturb.
-    pub fn shared() -> Self {
-        let shared = &stack().description;
-        let (kafka, registry, clickhouse) = (&shared.kafka, &shared.registry, &shared.clickhouse);
-        Self { kafka: kafka.clone(), registry: registry.clone(), clickhouse: clickhouse.clone() }
-    }
-}
-
-/// Engines of one test's own, to do harm to. ClickHouse is started again when it dies.
-pub struct OwnEngines {
-    running: tollstream::stack::Running,
-    _data: tempfile::TempDir,
-}
-
-impl OwnEngines {
-    pub async fn start() -> Self {
-        let data = tempfile::tempdir().unwrap();
-        let mut options = tollstream::stack::Options::new(data.path()).unwrap();
-        options.ports = tollstream::stack::Ports::free().unwrap();
-        let running = tollstream::stack::up(options, &tollstream::stack::Progress::Quiet).await.unwrap();
-        Self { running, _data: data }
-    }
-
-    pub fn addresses(&self) -> Engines {
-        let own = &self.running.addresses;
-        Engines { kafka: own.kafka.clone(), registry: own.registry.clone(), clickhouse: own.clickhouse.clone() }
-    }
-
-    /// Sends a signal to the ClickHouse server.
-    pub fn signal_clickhouse(&self, signal: rustix::process::Signal) {
-        self.signal(tollstream::stack::Engine::ClickHouse, signal);
-    }
-
-    /// The process of an engine; another one after it was started again.
-    pub fn pid(&self, engine: tollstream::stack::Engine) -> Option<i32> {
-        let engines = self.running.engines();
-        let server = engines.iter().find(|status| status.engine == engine)?;
-        i32::try_from(server.process?.pid).ok()
-    }
-
-    pub fn signal(&self, engine: tollstream::stack::Engine, signal: rustix::process::Signal) {
-        let pid = self.pid(engine).and_then(rustix::process::Pid::from_raw).expect("the engine runs");
-        rustix::process::kill_process(pid, signal).unwrap();
-    }
-
-    pub async fn stop(self) {
-        self.running.stop().await.unwrap();
-    }
-}
 
 /// One test's own place.
 pub struct World {

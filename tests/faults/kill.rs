@@ -1,0 +1,172 @@
+//! `kill -9` at every failpoint: what was promised before is kept by the successor, once.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::time::Duration;
+
+use clap::ValueEnum as _;
+use tollstream::failpoint::Failpoint;
+use tollstream::records::Topic;
+use tollstream::records::requests::Request;
+
+use super::suite;
+use super::world::{Ask, World};
+use crate::stack::fixture::{Engines, key};
+use crate::stack::process::{Launch, Process};
+use crate::stack::stream::{ORGANIZATION, chat};
+
+/// The process that is killed, and its successor, which has its name.
+const INSTANCE: &str = "gateway";
+/// An organization on another partition than [`ORGANIZATION`].
+const OTHER: &str = "org_elsewhere";
+
+/// Those that lie at a promise; the others are in the full suite.
+const SHORT: [Failpoint; 8] = [
+    Failpoint::BeforeCommit,
+    Failpoint::CommitAcknowledged,
+    Failpoint::AfterCall,
+    Failpoint::ContentAcknowledged,
+    Failpoint::BeforeTerminal,
+    Failpoint::DisposalAcknowledged,
+    Failpoint::UsageAcknowledged,
+    Failpoint::AfterInsert,
+];
+
+/// How often the point is passed before the process is killed there: late enough that something is under way.
+const fn passing(point: Failpoint) -> u32 {
+    use Failpoint::*;
+    match point {
+        BeforeOwnership | AfterOwnership | OwnershipAcknowledged | TakenOver => 2,
+        BeforeCommit | AfterCommit | CommitAcknowledged | CommandsRun => 5,
+        BeforeCall | AfterCall | CallEnded => 2,
+        BeforeContent | AfterContent | ContentAcknowledged => 3,
+        BeforeTerminal | AfterTerminal => 2,
+        BeforeDeadLetter | AfterDeadLetter | BeforeForward | AfterForward | DisposalAcknowledged => 1,
+        BeforeOffsets | AfterOffsets | BeforeUsageOffsets | AfterUsageOffsets => 1,
+        BeforeUsage | AfterUsage | UsageAcknowledged => 3,
+        BeforeInsert | AfterInsert | BeforeLetter | AfterLetter | BeforeRowOffsets | AfterRowOffsets => 1,
+        BeforeRequest | AfterRequest | RequestAcknowledged | FrameReceived => 1,
+    }
+}
+
+const fn is_of_the_facade(point: Failpoint) -> bool {
+    use Failpoint::*;
+    matches!(point, BeforeRequest | AfterRequest | RequestAcknowledged | FrameReceived)
+}
+
+/// A little of everything that a producer may write; what must be answered is returned.
+async fn load(world: &World, run: &str) -> Vec<Ask> {
+    let name = |what: &str| format!("{run}-{what}");
+    let cancelled = Ask::streamed(&name("cancelled"), 200, 20);
+    let astray = Ask::streamed(&name("astray"), 3, 1);
+    let asks = vec![
+        Ask::streamed(&name("streamed"), 6, 5),
+        Ask::whole(&name("whole")),
+        Ask::streamed(&name("other-streamed"), 6, 5).of(OTHER),
+        Ask::whole(&name("other-whole")).of(OTHER),
+        cancelled.clone(),
+    ];
+    let partition = world.partition(ORGANIZATION);
+    for ask in &asks {
+        world.ask(ask).await;
+    }
+    world.put(Topic::Requests, partition, b"no record").await;
+    world.put(Topic::Usage, 0, b"no posting").await;
+    let misplaced = world.encoded(Request::Chat(Box::new(astray.chat())));
+    world.put(Topic::Requests, world.partition(OTHER), &misplaced).await;
+    let unknown = name("unknown");
+    world.ask_as(chat(&unknown, r#"{"model":"no-such-model","messages":[{"role":"user","content":"x"}]}"#)).await;
+    world.ask(&asks[1]).await;
+    world.cancel(&cancelled).await;
+    asks.into_iter().chain([astray]).collect()
+}
+
+fn gateway(world: &World, failpoint: Option<String>) -> Process {
+    world.process(Launch { instance: INSTANCE, roles: None, failpoint })
+}
+
+/// A question over HTTP, whose process dies: what the client gets is no good answer that was not given.
+async fn ask_over_http(process: &Process, key: &str, ask: &Ask) {
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(60)).build().expect("a client");
+    let url = format!("{}/v1/chat/completions", process.facade);
+    let answer = client.post(url).bearer_auth(key).header("x-request-id", ask.id()).json(&ask.body()).send().await;
+    let text = match answer {
+        Ok(answer) => answer.text().await,
+        Err(error) => Err(error),
+    };
+    assert!(text.is_err(), "{} was answered by a process that is killed: {text:?}", ask.id());
+}
+
+/// Kills a gateway at a point, and has its successor serve what it left.
+async fn kill_at(world: &World, point: Failpoint, key: &str) {
+    let name = point.to_possible_value().expect("a name").get_name().to_owned();
+    let armed = format!("{name}=kill@{}", passing(point));
+    let mut asks = Vec::new();
+    let mut killed = match is_of_the_facade(point) {
+        true => {
+            let mut process = gateway(world, Some(armed.clone()));
+            process.ready().await;
+            ask_over_http(&process, key, &Ask::whole(&format!("{name}-http"))).await;
+            process
+        }
+        false => {
+            asks = load(world, &name).await;
+            gateway(world, Some(armed.clone()))
+        }
+    };
+    let status = killed.ended().await;
+    assert_eq!(status.signal(), Some(9), "{name}: {status}");
+    assert!(killed.log().contains(&format!("failpoint {armed}")), "{name}: it died elsewhere");
+
+    let mut successor = gateway(world, None);
+    successor.ready().await;
+    let unknown = format!("{name}-unknown");
+    let mut journal = world.journal();
+    journal.until(&name, |read| {
+        let over = asks.iter().all(|ask| read.is_over(ask.id()));
+        (over && (asks.is_empty() || read.is_over(&unknown))).then_some(())
+    });
+    let mut answers = world.answers();
+    answers.until(&name, |read| {
+        asks.iter().all(|ask| read.of(ask.id()).is_some_and(|answer| answer.end.is_some())).then_some(())
+    });
+    world.assert_served(&journal.read, &answers.read, &asks);
+    if !asks.is_empty() {
+        assert_eq!(journal.read.of(&unknown).refused, 1, "{name}");
+    }
+    world.assert_rows_are_the_journal(journal.read_all()).await;
+    successor.stop().await;
+    world.audit();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_is_killed_anywhere_loses_and_repeats_nothing() {
+    let mut world = World::with(&Engines::shared(), "kill", None, &[OTHER.to_owned()]).await;
+    assert_ne!(world.partition(ORGANIZATION), world.partition(OTHER));
+    // The successor has its predecessor's place in the groups at once, not when the session has timed out.
+    world.config.kafka.properties.0.insert("group.instance.id".to_owned(), INSTANCE.to_owned());
+    let key = key(&world.config, ORGANIZATION);
+    for point in suite::size(SHORT.as_slice(), Failpoint::value_variants()) {
+        suite::case(&format!("kill {point:?}"), async || kill_at(&world, *point, &key).await).await;
+    }
+}
+
+fn source(folder: &std::path::Path, text: &mut String) {
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        match path.is_dir() {
+            true => source(&path, text),
+            false => text.push_str(&std::fs::read_to_string(&path).expect("a source")),
+        }
+    }
+}
+
+#[test]
+fn every_failpoint_is_reached_somewhere_and_the_guide_names_it() {
+    let (guide, mut code) = (std::fs::read_to_string("docs/testing.md").expect("the guide"), String::new());
+    source("src".as_ref(), &mut code);
+    for point in Failpoint::value_variants() {
+        let name = point.to_possible_value().expect("a name");
+        assert!(guide.contains(&format!("`{}`", name.get_name())), "{point:?} is not in docs/testing.md");
+        assert!(code.contains(&format!("reached(Failpoint::{point:?})")), "{point:?} is never reached");
+    }
+}
