@@ -187,12 +187,14 @@ async fn on_own_engines(name: &str) -> (OwnEngines, Place) {
     (engines, place)
 }
 
-/// Four streams that are under way when something happens.
-fn streams(place: &Place) -> JoinSet<Asked> {
+/// Four streams of so many tenths of a second that are under way when something happens.
+fn streams(place: &Place, words: u32) -> JoinSet<Asked> {
     let mut streams = JoinSet::new();
+    let body = body(&format!("slow={words}"), true);
     for _ in 0..4 {
         let (client, facade, key) = (place.client.clone(), place.gateway.facade.clone(), place.key.clone());
-        streams.spawn(async move { ask(&client, &facade, &key, body("slow", true), 60_000).await });
+        let body = body.clone();
+        streams.spawn(async move { ask(&client, &facade, &key, body, 120_000).await });
     }
     streams
 }
@@ -209,7 +211,7 @@ async fn while_kafka_is_frozen_callers_get_503_and_afterwards_everything_goes_on
     let (engines, mut place) = on_own_engines("frozen").await;
     let broker = engines.pid(Engine::Kafka).expect("a broker");
     let memory_before = place.gateway.memory_bytes();
-    let streams = streams(&place);
+    let streams = streams(&place, 50);
     under_way(&place, 4).await;
 
     engines.signal(Engine::Kafka, Signal::STOP);
@@ -270,7 +272,7 @@ async fn a_broker_that_is_killed_costs_some_refusals_and_nothing_else() {
     let (engines, mut place) = on_own_engines("killed").await;
     let broker = engines.pid(Engine::Kafka).expect("a broker");
     let memory_before = place.gateway.memory_bytes();
-    let streams = streams(&place);
+    let streams = streams(&place, 50);
     under_way(&place, 4).await;
     let load = Load::start(&place, 64, 64 << 10);
     engines.signal(Engine::Kafka, Signal::KILL);
@@ -337,7 +339,8 @@ async fn without_the_registry_known_schemas_go_on_and_what_waits_for_another_is_
     let (engines, mut place) = on_own_engines("registry").await;
     let own = partition_of(ORGANIZATION, PARTITIONS);
     let producer = Producer::new(&place.config).await;
-    let streams = streams(&place);
+    // Long enough that they are under way until the tenure ends.
+    let streams = streams(&place, 600);
     under_way(&place, 4).await;
     let memory_before = place.gateway.memory_bytes();
     let server = engines.pid(Engine::Registry).expect("a server");
@@ -346,24 +349,19 @@ async fn without_the_registry_known_schemas_go_on_and_what_waits_for_another_is_
 
     // A schema that nobody can tell, and more records behind it than may wait.
     producer.put(Topic::Requests, own, &[0, 0x7f, 0xff, 0xff, 0xff, 1]).await;
-    for number in 0..1_500 {
+    let behind = (0..1_500).map(async |number| {
         let chat = Request::Chat(Box::new(question(&format!("behind-{number}"))));
-        producer.put(Topic::Requests, own, &producer.encoded(&RequestRecord::from(chat))).await;
-    }
+        producer.put(Topic::Requests, own, &producer.encoded(&RequestRecord::from(chat))).await
+    });
+    futures_util::future::join_all(behind).await;
     let paused = async || (place.gateway.metric("tollstream_processor_partitions_paused").await == 1).then_some(());
     eventually("the partition is paused", paused).await;
-    // Neither does one on the partition where this gateway listens to its answers hold these up for long.
-    let listens = partition_of(&place.config.instance, PARTITIONS);
-    for _ in 0..3 {
-        producer.put(Topic::Responses, listens, &[0, 0x7f, 0xff, 0xff, 0xfe, 1]).await;
-    }
     for _ in 0..50 {
         assert_eq!(place.ask(&place.neighbour, "hello", true).await.status, 200);
     }
-    assert_eq!(place.gateway.metric("tollstream_facade_undecodable_frames_total").await, 3);
     assert_eq!(place.gateway.readiness().await["missing"], json!({}));
 
-    // The tenure ends while its partition is paused: somebody else writes, and the end of a stream finds out.
+    // The tenure ends while its partition is paused: somebody else writes, and what a stream tells next finds out.
     let taken = OwnershipTaken { owner: "somebody else".into(), at: clock::now(), version: "0".into() };
     let taken = JournalRecord::from(Entry::OwnershipTaken(taken));
     producer.put(Topic::Journal, own, &producer.encoded(&taken)).await;
@@ -387,6 +385,28 @@ async fn without_the_registry_known_schemas_go_on_and_what_waits_for_another_is_
     assert!(report["counts"]["admitted"].as_u64() >= Some(1_500 + 50 + 4), "{report:#}");
     assert_eq!(report["counts"]["set_aside"], 1);
     assert_eq!(place.gateway.metric("tollstream_processor_partitions_paused").await, 0);
+    engines.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_registry_a_frame_of_an_unknown_schema_holds_answers_up_for_seconds_only() {
+    let (engines, place) = on_own_engines("frames").await;
+    let producer = Producer::new(&place.config).await;
+    let server = engines.pid(Engine::Registry).expect("a server");
+    engines.signal(Engine::Registry, Signal::STOP);
+    eventually("the registry is frozen", async || is_frozen(server).then_some(())).await;
+    let listens = partition_of(&place.config.instance, PARTITIONS);
+    for _ in 0..3 {
+        producer.put(Topic::Responses, listens, &[0, 0x7f, 0xff, 0xff, 0xff, 1]).await;
+    }
+    for _ in 0..20 {
+        let asked = place.ask(&place.key, "hello", true).await;
+        assert!(asked.status == 200 && asked.took < Duration::from_secs(10), "{asked:?}");
+    }
+    assert_eq!(place.gateway.metric("tollstream_facade_undecodable_frames_total").await, 3);
+    assert_eq!(place.gateway.readiness().await["missing"], json!({}));
+    assert!(is_frozen(server));
+    engines.signal(Engine::Registry, Signal::CONT);
     engines.stop().await;
 }
 

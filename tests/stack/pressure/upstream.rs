@@ -1,5 +1,5 @@
-//! A provider whose answers the questions choose by their words: `stall` (headers and then nothing), `slow` (a word every
-//! 100 ms, fifty times), `pause` (a word and then nothing), `status=CODE`, `bytes=N` (an answer with so much text); else
+//! A provider whose answers the questions choose by their words: `stall` (headers and then nothing), `slow=N` (N words, one
+//! every 100 ms), `pause` (a word and then nothing), `status=CODE`, `bytes=N` (an answer with so much text); else
 //! an answer at once.
 
 use std::convert::Infallible;
@@ -83,11 +83,12 @@ async fn answer(Json(request): Json<Value>) -> Response<Body> {
     let events = match question.as_str() {
         "stall" => stream::pending().boxed(),
         "pause" => stream::iter([word()]).chain(stream::pending()).boxed(),
-        "slow" => {
+        _ if question.starts_with("slow=") => {
+            let most = of("slow=").unwrap_or_default();
             let pace = tokio::time::interval(Duration::from_millis(100));
             stream::unfold((pace, 0), move |(mut pace, words)| async move {
                 pace.tick().await;
-                (words < 50).then(|| (chunk(json!({"content": "word "}), None), (pace, words + 1)))
+                (words < most).then(|| (chunk(json!({"content": "word "}), None), (pace, words + 1)))
             })
             .chain(end)
             .boxed()
