@@ -3,7 +3,7 @@
 //! Frames come live, from the demultiplexer, or from the log, from the catch-up reader; neither ever waits for a client. A
 //! slot holds a bounded number of bytes, ready to be written. A client for which more would have to wait is a laggard: its
 //! slot drops what waits, keeps the position of the first byte that the client has not, and is served from the log, a
-//! slotful whenever the client has taken everything, until no live frame has gone by that it has not read. The answer of
+//! portion whenever the client has taken everything, until no live frame has gone by that it has not read. The answer of
 //! another request (a repeat's original, a stream that is gone on with) is read from the log to its end.
 
 mod log;
@@ -27,6 +27,8 @@ use log::{Appetite, Behind, Start};
 
 /// Most bytes that leave a slot at once, so that what the connection holds of an answer is bounded too.
 const PIECE_BYTES_MAX: usize = 16 << 10;
+/// Most bytes that a laggard is given at once, so that clients who stand still keep little, and leave room to others.
+const PORTION_BYTES_MAX: usize = 64 << 10;
 /// How a request ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum End {
@@ -156,7 +158,7 @@ struct Inner {
     acknowledged: bool,
     /// The terminal went by while the slot was behind.
     settled: bool,
-    /// Something came from the log since that was last asked.
+    /// Something came from the log, or went to the client, since that was last asked.
     progressed: bool,
     end: Option<End>,
     waker: Option<Waker>,
@@ -209,13 +211,17 @@ impl Slot {
 
     fn has_room(&self, inner: &Inner, content: &Content) -> bool {
         let (bounds, waiting) = (&self.shared.bounds, inner.out.len());
+        let most = match inner.feed {
+            Feed::Live { .. } => bounds.slot_bytes,
+            Feed::Log(_) => bounds.slot_bytes.min(PORTION_BYTES_MAX),
+        };
         // A frame that alone is larger than the bound is not the client's fault; the record's bound holds for it.
         if waiting == 0 {
             return true;
         }
         let bytes = content.events.iter().map(|event| event.len() + sse::OVERHEAD_BYTES).sum::<usize>();
         let crowded = self.shared.metrics.bytes_waiting() > bounds.all_bytes && waiting > bounds.fair_bytes;
-        !crowded && waiting + bytes <= bounds.slot_bytes
+        !crowded && waiting + bytes <= most
     }
 
     /// The client is a laggard now: what it has not taken is read again from the log, byte for byte.
@@ -228,6 +234,7 @@ impl Slot {
         self.shared.metrics.left_bytes(inner.out.len());
         self.shared.metrics.lagged();
         (inner.out, inner.frames) = (BytesMut::new(), VecDeque::new());
+        inner.progressed = true;
         let behind = Behind::new(Start::At(from), Appetite::Full, Some(offset));
         inner.feed = Feed::Log(Behind { skip, ..behind });
     }
@@ -341,7 +348,7 @@ impl Slot {
         cancels
     }
 
-    /// Whether a slot whose time is over may go on: it is served from the log, and was since that was last asked.
+    /// Whether a slot whose time is over may go on: it is served from the log, and got on since that was last asked.
     pub fn goes_on(&self) -> bool {
         let mut inner = self.lock();
         let progressed = std::mem::take(&mut inner.progressed);
@@ -381,6 +388,7 @@ impl Slot {
         let mut inner = self.lock();
         if !inner.out.is_empty() {
             let bytes = inner.piece();
+            inner.progressed = true;
             self.shared.metrics.left_bytes(bytes.len());
             return Poll::Ready(Piece::Bytes(bytes));
         }

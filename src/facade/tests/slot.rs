@@ -247,10 +247,13 @@ fn an_answer_that_is_complete_is_neither_cancelled_nor_late_because_its_client_i
     for (offset, frame) in &log {
         slot.live(*offset, frame);
     }
+    assert!(slot.goes_on(), "it fell behind since");
+    assert!(!slot.goes_on(), "and got nothing");
     read(&slot);
     sweep(&slot, 10..17, &log);
     assert!(slot.goes_on(), "something came since");
     read(&slot);
+    assert!(slot.goes_on(), "and was taken");
     assert!(!slot.goes_on(), "and nothing more");
     assert!(!slot.abandon());
 }
