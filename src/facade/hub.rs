@@ -23,6 +23,8 @@ use crate::records::requests::{Cancel, Chat, Request, RequestRecord};
 use crate::records::responses::{Frame, FrameBody};
 use crate::runtime::publisher;
 
+/// Most bytes that leave a slot at once.
+const PIECE_BYTES_MAX: usize = 16 << 10;
 /// Cancels that wait because the producer is full; more are lost and counted.
 const CANCELS_WAITING_MAX: usize = 20_000;
 /// Room that a record needs beside the body.
@@ -156,6 +158,7 @@ impl Hub {
             slot_bytes: options.slot_bytes_max,
             all_bytes: options.slots_bytes_max,
             fair_bytes: options.slots_bytes_max / options.requests_max.max(1),
+            piece_bytes: PIECE_BYTES_MAX,
         };
         let hunger = Arc::new(Notify::new());
         let shared = Shared { bounds, metrics: options.metrics.clone(), hunger: hunger.clone() };

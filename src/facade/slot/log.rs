@@ -30,8 +30,8 @@ pub enum Need {
 pub(super) struct Behind {
     pub(super) start: Start,
     pub(super) appetite: Appetite,
-    /// Bytes that the client has already of the frame with which it goes on.
-    pub(super) skip: usize,
+    /// The first event that is wanted of the first frame.
+    pub(super) first: usize,
     /// The last live frame that went by; `None` where none can come.
     pub(super) live: Option<i64>,
     /// Of a settled request: where the log ended, and when everything before was read.
@@ -60,7 +60,7 @@ pub(super) enum Appetite {
 
 impl Behind {
     pub(super) fn new(start: Start, appetite: Appetite, live: Option<i64>) -> Self {
-        Self { start, appetite, skip: 0, live, ends: None }
+        Self { start, appetite, first: 0, live, ends: None }
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Frames come live, from the demultiplexer, or from the log, from the catch-up reader; neither ever waits for a client. A
 //! slot holds a bounded number of bytes, ready to be written. A client for which more would have to wait is a laggard: its
-//! slot drops what waits, keeps the position of the first byte that the client has not, and is served from the log, a
-//! slotful whenever the client has taken everything, until no live frame has gone by that it has not read. The answer of
+//! slot drops what waits, keeps the position of the first event that the client has not begun, and is served from the log, a
+//! portion whenever the client has taken everything, until no live frame has gone by that it has not read. The answer of
 //! another request (a repeat's original, a stream that is gone on with) is read from the log to its end.
 
 mod log;
@@ -25,8 +25,8 @@ use crate::records::responses::{ApiError, Content, Frame, FrameBody, Head, Origi
 pub use log::Need;
 use log::{Appetite, Behind, Start};
 
-/// Most bytes that leave a slot at once, so that what the connection holds of an answer is bounded too.
-const PIECE_BYTES_MAX: usize = 16 << 10;
+/// Most bytes that a laggard is given at once, so that clients who stand still keep little, and leave room to others.
+const PORTION_BYTES_MAX: usize = 64 << 10;
 /// How a request ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum End {
@@ -74,6 +74,8 @@ pub struct Bounds {
     /// For all of them; beyond it, who holds more than `fair_bytes` is too slow.
     pub all_bytes: usize,
     pub fair_bytes: usize,
+    /// That leave a slot at once, so that what the connection holds of an answer is bounded too.
+    pub piece_bytes: usize,
 }
 
 /// What all slots of a facade share.
@@ -130,11 +132,12 @@ enum Feed {
     Log(Behind),
 }
 
-/// A frame whose bytes wait.
+/// An event whose bytes wait, or the rest of them.
 #[derive(Debug)]
 struct Waiting {
     offset: i64,
     sequence: u32,
+    index: usize,
     bytes: usize,
     left: usize,
 }
@@ -144,10 +147,9 @@ struct Inner {
     nonce: Nonce,
     partition: i32,
     reassembly: Reassembly,
-    /// Events that wait for the connection.
+    /// What waits for the connection: events, and the end of the stream.
     out: BytesMut,
-    /// The frames that they are of.
-    frames: VecDeque<Waiting>,
+    events: VecDeque<Waiting>,
     feed: Feed,
     /// The first content frame has come.
     begun: bool,
@@ -156,7 +158,7 @@ struct Inner {
     acknowledged: bool,
     /// The terminal went by while the slot was behind.
     settled: bool,
-    /// Something came from the log since that was last asked.
+    /// Something came from the log, or went to the client, since that was last asked.
     progressed: bool,
     end: Option<End>,
     waker: Option<Waker>,
@@ -209,27 +211,38 @@ impl Slot {
 
     fn has_room(&self, inner: &Inner, content: &Content) -> bool {
         let (bounds, waiting) = (&self.shared.bounds, inner.out.len());
+        let most = match inner.feed {
+            Feed::Live { .. } => bounds.slot_bytes,
+            Feed::Log(_) => bounds.slot_bytes.min(PORTION_BYTES_MAX),
+        };
         // A frame that alone is larger than the bound is not the client's fault; the record's bound holds for it.
         if waiting == 0 {
             return true;
         }
         let bytes = content.events.iter().map(|event| event.len() + sse::OVERHEAD_BYTES).sum::<usize>();
         let crowded = self.shared.metrics.bytes_waiting() > bounds.all_bytes && waiting > bounds.fair_bytes;
-        !crowded && waiting + bytes <= bounds.slot_bytes
+        !crowded && waiting + bytes <= most
     }
 
-    /// The client is a laggard now: what it has not taken is read again from the log, byte for byte.
+    /// The client is a laggard now: what it has not taken is read again from the log. Only the rest of an event that it has
+    /// begun to take stays, so that it always waits between two events.
     fn fall_behind(&self, inner: &mut Inner, offset: i64) {
-        let (mut from, mut skip) = (offset, 0);
-        if let Some(first) = inner.frames.front() {
-            (from, skip) = (first.offset, first.bytes - first.left);
-            inner.reassembly.go_back(first.sequence);
+        let (mut from, mut first, mut kept) = (offset, 0, 0);
+        if let Some(event) = inner.events.front() {
+            (from, first) = (event.offset, event.index);
+            if event.left < event.bytes {
+                (first, kept) = (event.index + 1, event.left);
+            }
+            inner.reassembly.go_back(event.sequence);
         }
-        self.shared.metrics.left_bytes(inner.out.len());
+        self.shared.metrics.left_bytes(inner.out.len() - kept);
         self.shared.metrics.lagged();
-        (inner.out, inner.frames) = (BytesMut::new(), VecDeque::new());
+        // What is kept is copied, so that the large buffers go.
+        inner.out = BytesMut::from(&inner.out[..kept]);
+        inner.events = std::mem::take(&mut inner.events).into_iter().take(usize::from(kept > 0)).collect();
+        inner.progressed = true;
         let behind = Behind::new(Start::At(from), Appetite::Full, Some(offset));
-        inner.feed = Feed::Log(Behind { skip, ..behind });
+        inner.feed = Feed::Log(Behind { first, ..behind });
     }
 
     fn take(&self, inner: MutexGuard<'_, Inner>, offset: i64, frame: &Frame) -> Step {
@@ -248,7 +261,8 @@ impl Slot {
             FrameBody::Content(content) => {
                 match inner.reassembly.content(frame.tenure, frame.attempt, frame.sequence) {
                     Ok(Verdict::Take) => {
-                        self.write(&mut inner, offset, frame.sequence, content, 0);
+                        let first = inner.first();
+                        self.write(&mut inner, offset, frame.sequence, content, first);
                         inner.wake();
                     }
                     Ok(Verdict::Drop) => {}
@@ -280,19 +294,14 @@ impl Slot {
     /// Writes the events of a content frame from `first` on.
     fn write(&self, inner: &mut Inner, offset: i64, sequence: u32, content: &Content, first: usize) {
         let (at, before) = (Position { partition: inner.partition, offset }, inner.out.len());
-        inner.out.reserve(content.events.iter().map(|event| event.len() + sse::OVERHEAD_BYTES).sum());
+        inner.out.reserve(content.events.iter().skip(first).map(|event| event.len() + sse::OVERHEAD_BYTES).sum());
         for (index, event) in content.events.iter().enumerate().skip(first) {
+            let begin = inner.out.len();
             sse::event(&mut inner.out, at, index, event);
+            let bytes = inner.out.len() - begin;
+            inner.events.push_back(Waiting { offset, sequence, index, bytes, left: bytes });
         }
-        let bytes = inner.out.len() - before;
-        let skip = match &mut inner.feed {
-            // Set only while nothing waits: what is skipped is at the beginning.
-            Feed::Log(behind) => std::mem::take(&mut behind.skip).min(bytes),
-            Feed::Live { .. } => 0,
-        };
-        inner.out.advance(skip);
-        self.shared.metrics.waiting_bytes(bytes - skip);
-        inner.frames.push_back(Waiting { offset, sequence, bytes, left: bytes - skip });
+        self.shared.metrics.waiting_bytes(inner.out.len() - before);
         if !inner.begun {
             inner.begun = true;
             inner.head.clone_from(&content.head);
@@ -341,7 +350,7 @@ impl Slot {
         cancels
     }
 
-    /// Whether a slot whose time is over may go on: it is served from the log, and was since that was last asked.
+    /// Whether a slot whose time is over may go on: it is served from the log, and got on since that was last asked.
     pub fn goes_on(&self) -> bool {
         let mut inner = self.lock();
         let progressed = std::mem::take(&mut inner.progressed);
@@ -352,7 +361,7 @@ impl Slot {
     pub fn abandon(&self) -> bool {
         let mut inner = self.lock();
         self.shared.metrics.left_bytes(inner.out.len());
-        (inner.out, inner.frames) = (BytesMut::new(), VecDeque::new());
+        (inner.out, inner.events) = (BytesMut::new(), VecDeque::new());
         let cancels = inner.cancels();
         inner.fail(Refusal::Stopping);
         cancels
@@ -380,7 +389,8 @@ impl Slot {
     pub fn poll_piece(&self, cx: &Context<'_>) -> Poll<Piece> {
         let mut inner = self.lock();
         if !inner.out.is_empty() {
-            let bytes = inner.piece();
+            let bytes = inner.piece(self.shared.bounds.piece_bytes);
+            inner.progressed = true;
             self.shared.metrics.left_bytes(bytes.len());
             return Poll::Ready(Piece::Bytes(bytes));
         }
@@ -416,7 +426,7 @@ impl Inner {
             partition,
             reassembly: Reassembly::default(),
             out: BytesMut::new(),
-            frames: VecDeque::new(),
+            events: VecDeque::new(),
             feed,
             begun: false,
             head: None,
@@ -464,10 +474,18 @@ impl Inner {
         }
     }
 
+    /// The first event that the client has not begun, of the frame with which it goes on.
+    fn first(&mut self) -> usize {
+        match &mut self.feed {
+            Feed::Log(behind) => std::mem::take(&mut behind.first),
+            Feed::Live { .. } => 0,
+        }
+    }
+
     /// Takes bytes out. A large buffer is copied from, so that what the connection holds does not keep all of it.
-    fn piece(&mut self) -> Bytes {
-        let bytes = self.out.len().min(PIECE_BYTES_MAX);
-        let piece = if bytes == self.out.len() && self.out.capacity() <= 2 * PIECE_BYTES_MAX {
+    fn piece(&mut self, most: usize) -> Bytes {
+        let bytes = self.out.len().min(most);
+        let piece = if bytes == self.out.len() && self.out.capacity() <= 2 * most {
             std::mem::take(&mut self.out).freeze()
         } else {
             let piece = Bytes::copy_from_slice(&self.out[..bytes]);
@@ -478,13 +496,13 @@ impl Inner {
             piece
         };
         let mut gone = bytes;
-        while let Some(first) = self.frames.front_mut() {
-            if first.left > gone {
-                first.left -= gone;
+        while let Some(event) = self.events.front_mut() {
+            if event.left > gone {
+                event.left -= gone;
                 break;
             }
-            gone -= first.left;
-            self.frames.pop_front();
+            gone -= event.left;
+            self.events.pop_front();
         }
         piece
     }

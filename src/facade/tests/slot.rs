@@ -19,7 +19,10 @@ use crate::records::responses::{ApiError, Frame, FrameBody, Original, Terminal};
 const NONCE: &str = "n";
 
 fn shared(slot_bytes: usize) -> Arc<Shared> {
-    let bounds = Bounds { slot_bytes, all_bytes: 1 << 20, fair_bytes: 1 };
+    bounded(Bounds { slot_bytes, all_bytes: 1 << 20, fair_bytes: 1, piece_bytes: 16 << 10 })
+}
+
+fn bounded(bounds: Bounds) -> Arc<Shared> {
     Arc::new(Shared { bounds, metrics: Metrics::unregistered(), hunger: Arc::new(Notify::new()) })
 }
 
@@ -221,6 +224,36 @@ fn a_laggard_keeps_its_position_only_and_reads_on_from_the_log() {
 }
 
 #[test]
+fn a_laggard_waits_between_two_events_even_if_it_had_taken_half_of_one() {
+    let shared = bounded(Bounds { slot_bytes: 200, all_bytes: 1 << 20, fair_bytes: 1, piece_bytes: 50 });
+    let (slot, log) = (asking(true, false, &shared), long());
+    slot.live(10, &log[0].1);
+    let Poll::Ready(Piece::Bytes(half)) = piece(&slot) else { panic!("no bytes") };
+    slot.live(12, &log[1].1);
+    slot.live(15, &log[2].1);
+    slot.live(16, &log[3].1);
+    let text = String::from_utf8(half.to_vec()).unwrap() + &read(&slot);
+    assert!(text.len() > half.len() && text.ends_with("\n\n"), "the rest of the event stayed: {text}");
+    sweep(&slot, 10..17, &log);
+    let mut text = text + &read(&slot);
+    for from in [12, 15, 16] {
+        sweep(&slot, from..17, &log);
+        text.push_str(&read(&slot));
+    }
+    let whole = slot_of(&log);
+    assert_eq!(text, whole);
+}
+
+/// The stream of these frames for a client that takes everything at once.
+fn slot_of(log: &[(i64, Frame)]) -> String {
+    let slot = slot(true, 1 << 20);
+    for (offset, frame) in log {
+        slot.live(*offset, frame);
+    }
+    read(&slot)
+}
+
+#[test]
 fn what_was_read_ahead_in_the_log_is_not_taken_live_again() {
     let log = long();
     let slot = slot(true, 200);
@@ -247,10 +280,13 @@ fn an_answer_that_is_complete_is_neither_cancelled_nor_late_because_its_client_i
     for (offset, frame) in &log {
         slot.live(*offset, frame);
     }
+    assert!(slot.goes_on(), "it fell behind since");
+    assert!(!slot.goes_on(), "and got nothing");
     read(&slot);
     sweep(&slot, 10..17, &log);
     assert!(slot.goes_on(), "something came since");
     read(&slot);
+    assert!(slot.goes_on(), "and was taken");
     assert!(!slot.goes_on(), "and nothing more");
     assert!(!slot.abandon());
 }

@@ -241,7 +241,7 @@ async fn a_client_that_reads_slowly_holds_nobody_up_and_gets_the_whole_answer() 
         facade.frame(&asked, content(1, sequence, &[&event]));
         sequence += 1;
     }
-    assert_eq!(facade.hub.metrics().bytes_waiting(), 0, "nothing waits in memory for a client that takes nothing");
+    assert!(facade.hub.metrics().bytes_waiting() <= 100_000, "a laggard is given no more than a portion");
     // Another client is served all the while.
     let (other, asked_by_other) = facade.ask(WHOLE).await;
     facade.frame(&asked_by_other, whole("{}"));
