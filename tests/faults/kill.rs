@@ -38,7 +38,8 @@ const fn passing(point: Failpoint) -> u32 {
         BeforeOwnership | AfterOwnership | OwnershipAcknowledged | TakenOver => 2,
         BeforeCommit | AfterCommit | CommitAcknowledged | CommandsRun => 5,
         BeforeCall | AfterCall | CallEnded => 2,
-        BeforeContent | AfterContent | ContentAcknowledged => 3,
+        BeforeContent | AfterContent => 3,
+        ContentAcknowledged => 1,
         BeforeTerminal | AfterTerminal => 2,
         BeforeDeadLetter | AfterDeadLetter | BeforeForward | AfterForward | DisposalAcknowledged => 1,
         BeforeOffsets | AfterOffsets | BeforeUsageOffsets | AfterUsageOffsets => 1,
@@ -59,9 +60,9 @@ async fn load(world: &World, run: &str) -> Vec<Ask> {
     let cancelled = Ask::streamed(&name("cancelled"), 200, 20);
     let astray = Ask::streamed(&name("astray"), 3, 1);
     let asks = vec![
-        Ask::streamed(&name("streamed"), 6, 5),
+        Ask::streamed(&name("streamed"), 10, 20),
         Ask::whole(&name("whole")),
-        Ask::streamed(&name("other-streamed"), 6, 5).of(OTHER),
+        Ask::streamed(&name("other-streamed"), 10, 20).of(OTHER),
         Ask::whole(&name("other-whole")).of(OTHER),
         cancelled.clone(),
     ];
