@@ -35,6 +35,11 @@ pub enum Failpoint {
     BeforeForward,
     AfterForward,
     DisposalAcknowledged,
+    /// A checkpoint: its parts, and the marker that vouches for them.
+    BeforePart,
+    AfterPart,
+    BeforeMarker,
+    AfterMarker,
     /// The offsets of the group `processor`.
     BeforeOffsets,
     AfterOffsets,

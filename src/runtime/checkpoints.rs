@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::publisher::{self, Deliveries, Outgoing, Publisher};
 use crate::codec::{self, Codec};
+use crate::failpoint::{Failpoint, reached};
 use crate::processor::checkpoint::{self, Cut, Parts};
 use crate::processor::tenure::Tenure;
 use crate::records::state::{Marker, Part, Piece, StateRecord};
@@ -152,7 +153,9 @@ impl Writer {
         for (name, body) in parts {
             if written.get(&name) != digests.get(&name) {
                 let key = Part::key(tenure, slot, &name);
+                reached(Failpoint::BeforePart);
                 batch.put(&key, Piece::Part(Part { tenure, slot, name, body })).await?;
+                reached(Failpoint::AfterPart);
             }
         }
         for name in written.keys().filter(|name| !digests.contains_key(*name)) {
@@ -160,7 +163,9 @@ impl Writer {
         }
         batch.end().await?;
         let mut batch = Batch::new(self, partition);
+        reached(Failpoint::BeforeMarker);
         batch.put(&Marker::key(tenure, slot), Piece::Marker(marker)).await?;
+        reached(Failpoint::AfterMarker);
         batch.end().await?;
         Ok(digests)
     }

@@ -102,10 +102,12 @@ impl Restore {
                 Fold { partition, next: low, tenancy: Tenancy::VACANT, state: State::default() }
             }
         };
-        let begin = folded.next;
+        let (begin, begun) = (folded.next, Instant::now());
         self.fold_until(&consumer, &mut folded, end, handle)?;
         let id = self.append_ownership(&topic, partition, handle)?;
         self.fold_until(&consumer, &mut folded, id + 1, handle)?;
+        let (entries, elapsed_ms) = (folded.next - begin, begun.elapsed().as_millis());
+        tracing::info!(kafka.partition = partition, entries, elapsed_ms, "journal folded");
         drop(consumer);
         let mut held = self.room.hold();
         let bodies = self.bodies(partition, &folded.state, &mut held, handle)?;

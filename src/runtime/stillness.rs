@@ -10,7 +10,7 @@ pub struct Stillness {
 }
 
 impl Stillness {
-    /// The group's coordinator counts a session from the last heartbeat, which may be a third of the session old when the
+    /// The group's coordinator counts a session from the last heartbeat, which may be a sixth of the session old when the
     /// process stops; half of it is safe.
     pub fn new(session: Duration) -> Self {
         Self { longest: session / 2, round_at: Instant::now() }

@@ -20,16 +20,20 @@ const INSTANCE: &str = "gateway";
 const OTHER: &str = "org_elsewhere";
 
 /// Those that lie at a promise; the others are in the full suite.
-const SHORT: [Failpoint; 8] = [
+const SHORT: [Failpoint; 9] = [
     Failpoint::BeforeCommit,
     Failpoint::CommitAcknowledged,
     Failpoint::AfterCall,
     Failpoint::ContentAcknowledged,
     Failpoint::BeforeTerminal,
+    Failpoint::BeforeMarker,
     Failpoint::DisposalAcknowledged,
     Failpoint::UsageAcknowledged,
     Failpoint::AfterInsert,
 ];
+
+/// Few enough that every gateway keeps checkpoints, and begins behind one.
+const CHECKPOINT_COMMITS: u64 = 5;
 
 /// How often the point is passed before the process is killed there: late enough that something is under way.
 const fn passing(point: Failpoint) -> u32 {
@@ -42,6 +46,7 @@ const fn passing(point: Failpoint) -> u32 {
         ContentAcknowledged => 1,
         BeforeTerminal | AfterTerminal => 2,
         BeforeDeadLetter | AfterDeadLetter | BeforeForward | AfterForward | DisposalAcknowledged => 1,
+        BeforePart | AfterPart | BeforeMarker | AfterMarker => 2,
         BeforeOffsets | AfterOffsets | BeforeUsageOffsets | AfterUsageOffsets => 1,
         BeforeUsage | AfterUsage | UsageAcknowledged => 3,
         BeforeInsert | AfterInsert | BeforeLetter | AfterLetter | BeforeRowOffsets | AfterRowOffsets => 1,
@@ -145,6 +150,7 @@ async fn a_gateway_that_is_killed_anywhere_loses_and_repeats_nothing() {
     assert_ne!(world.partition(ORGANIZATION), world.partition(OTHER));
     // The successor has its predecessor's place in the groups at once, not when the session has timed out.
     world.config.kafka.properties.0.insert("group.instance.id".to_owned(), INSTANCE.to_owned());
+    world.config.processor.checkpoint_commits = CHECKPOINT_COMMITS;
     let key = key(&world.config, ORGANIZATION);
     for point in suite::size(SHORT.as_slice(), Failpoint::value_variants()) {
         suite::case(&format!("kill {point:?}"), async || kill_at(&world, *point, &key).await).await;
