@@ -32,11 +32,20 @@ pub enum Error {
     Kafka { topic: String, source: rdkafka::error::KafkaError },
 }
 
+/// How far the fold is.
+#[derive(Debug, Clone, Copy)]
+struct Reached {
+    /// Of the last record.
+    offset: i64,
+    /// It has been where the log ended when the process began.
+    is_current: bool,
+}
+
 /// A handle to the tables; clones share them.
 #[derive(Clone)]
 pub struct Control {
     tables: Arc<ArcSwap<Tables>>,
-    offset: watch::Receiver<i64>,
+    reached: watch::Receiver<Reached>,
 }
 
 impl Control {
@@ -45,16 +54,17 @@ impl Control {
         self.tables.load_full()
     }
 
-    /// Waits until the fold has reached `offset`.
+    /// Waits until the fold has reached `offset`, and where the log ended when the process began: what is decided on less
+    /// is decided on rules that are older than the process, or on none.
     pub async fn reached(&self, offset: i64) {
         // The sender lives in the follower; when that has ended the process is ending.
-        let _ = self.offset.clone().wait_for(|reached| *reached >= offset).await;
+        let _ = self.reached.clone().wait_for(|reached| reached.is_current && reached.offset >= offset).await;
     }
 
     /// Fixed tables, for tests without a broker.
     pub fn fixed(tables: Tables) -> Self {
-        let (_, offset) = watch::channel(tables.offset());
-        Self { tables: Arc::new(ArcSwap::from_pointee(tables)), offset }
+        let (_, reached) = watch::channel(Reached { offset: tables.offset(), is_current: true });
+        Self { tables: Arc::new(ArcSwap::from_pointee(tables)), reached }
     }
 }
 
@@ -72,7 +82,7 @@ pub fn follow(
     assignment.add_partition_offset(&topic, 0, Offset::Beginning).map_err(failed)?;
     consumer.assign(&assignment).map_err(failed)?;
     let tables = Arc::new(ArcSwap::from_pointee(Tables::default()));
-    let (sender, offset) = watch::channel(-1);
+    let (sender, reached) = watch::channel(Reached { offset: -1, is_current: false });
     health.missing(COMPONENT, "control has not been read to its end yet");
     let follower = Follower { consumer: Arc::new(consumer), topic, tables: tables.clone(), sender, codec, health };
     let run = async move {
@@ -81,14 +91,14 @@ pub fn follow(
             () = follower.run() => {}
         }
     };
-    Ok((Control { tables, offset }, run))
+    Ok((Control { tables, reached }, run))
 }
 
 struct Follower {
     consumer: Arc<StreamConsumer>,
     topic: String,
     tables: Arc<ArcSwap<Tables>>,
-    sender: watch::Sender<i64>,
+    sender: watch::Sender<Reached>,
     codec: Arc<Codec>,
     health: Health,
 }
@@ -97,7 +107,7 @@ impl Follower {
     async fn run(self) {
         let end = self.end().await;
         if end == 0 {
-            self.health.ready(COMPONENT);
+            self.is_current();
         }
         let mut stream = self.consumer.stream();
         while let Some(message) = stream.next().await {
@@ -105,12 +115,17 @@ impl Follower {
                 Ok(message) => {
                     self.take(message.offset(), message.payload().unwrap_or_default()).await;
                     if message.offset() + 1 >= end {
-                        self.health.ready(COMPONENT);
+                        self.is_current();
                     }
                 }
                 Err(error) => tracing::warn!(topic = %self.topic, %error, "reading control"),
             }
         }
+    }
+
+    fn is_current(&self) {
+        self.health.ready(COMPONENT);
+        self.sender.send_if_modified(|reached| !std::mem::replace(&mut reached.is_current, true));
     }
 
     /// Where the log ends now.
@@ -153,6 +168,6 @@ impl Follower {
             }
         }
         self.tables.store(Arc::new(tables));
-        self.sender.send_replace(offset);
+        self.sender.send_modify(|reached| reached.offset = offset);
     }
 }

@@ -19,6 +19,9 @@ const INSTANCE: &str = "gateway";
 /// An organization on another partition than [`ORGANIZATION`].
 const OTHER: &str = "org_elsewhere";
 
+/// Where the facade listens, and the producers as well.
+const FACADE_PARTITION: i32 = 0;
+
 /// Those that lie at a promise; the others are in the full suite.
 const SHORT: [Failpoint; 9] = [
     Failpoint::BeforeCommit,
@@ -54,9 +57,10 @@ const fn passing(point: Failpoint) -> u32 {
     }
 }
 
-const fn is_of_the_facade(point: Failpoint) -> bool {
+/// Whether only a request over HTTP gets there.
+const fn is_asked_over_http(point: Failpoint) -> bool {
     use Failpoint::*;
-    matches!(point, BeforeRequest | AfterRequest | RequestAcknowledged | FrameReceived)
+    matches!(point, BeforeRequest | AfterRequest | RequestAcknowledged)
 }
 
 /// A little of everything that a producer may write; what must be answered is returned.
@@ -64,13 +68,14 @@ async fn load(world: &World, run: &str) -> Vec<Ask> {
     let name = |what: &str| format!("{run}-{what}");
     let cancelled = Ask::streamed(&name("cancelled"), 200, 20);
     let astray = Ask::streamed(&name("astray"), 3, 1);
-    let asks = vec![
+    let asks = [
         Ask::streamed(&name("streamed"), 10, 20),
         Ask::whole(&name("whole")),
         Ask::streamed(&name("other-streamed"), 10, 20).of(OTHER),
         Ask::whole(&name("other-whole")).of(OTHER),
         cancelled.clone(),
-    ];
+    ]
+    .map(|ask| ask.heard_on(FACADE_PARTITION));
     let partition = world.partition(ORGANIZATION);
     for ask in &asks {
         world.ask(ask).await;
@@ -107,7 +112,7 @@ async fn kill_at(world: &World, point: Failpoint, key: &str) {
     let name = point.to_possible_value().expect("a name").get_name().to_owned();
     let armed = format!("{name}=kill@{}", passing(point));
     let mut asks = Vec::new();
-    let mut killed = match is_of_the_facade(point) {
+    let mut killed = match is_asked_over_http(point) {
         true => {
             let mut process = gateway(world, Some(armed.clone()));
             process.ready().await;
@@ -148,6 +153,7 @@ async fn kill_at(world: &World, point: Failpoint, key: &str) {
 async fn a_gateway_that_is_killed_anywhere_loses_and_repeats_nothing() {
     let mut world = World::with(&Engines::shared(), "kill", None, &[OTHER.to_owned()]).await;
     assert_ne!(world.partition(ORGANIZATION), world.partition(OTHER));
+    world.config.facade.responses_partition = Some(FACADE_PARTITION);
     // The successor has its predecessor's place in the groups at once, not when the session has timed out.
     world.config.kafka.properties.0.insert("group.instance.id".to_owned(), INSTANCE.to_owned());
     world.config.processor.checkpoint_commits = CHECKPOINT_COMMITS;

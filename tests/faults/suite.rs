@@ -10,6 +10,8 @@ use std::time::{Instant, UNIX_EPOCH};
 
 struct Notes {
     path: PathBuf,
+    /// Of the program, when the run began.
+    build: String,
     finished: Mutex<Vec<String>>,
 }
 
@@ -29,7 +31,8 @@ impl Notes {
     fn open(path: PathBuf) -> Self {
         let text = std::fs::read_to_string(&path).unwrap_or_default();
         let mut lines = text.lines().map(str::to_owned);
-        let finished: Vec<String> = match lines.next() == Some(build()) {
+        let build = build();
+        let finished: Vec<String> = match lines.next().as_ref() == Some(&build) {
             true => lines.collect(),
             false => Vec::new(),
         };
@@ -37,14 +40,15 @@ impl Notes {
             0 => eprintln!("faults: begins anew; finished cases are noted in {}", path.display()),
             some => eprintln!("faults: goes on after {some} finished cases in {}", path.display()),
         }
-        let notes = Self { path, finished: Mutex::new(finished) };
+        let notes = Self { path, build, finished: Mutex::new(finished) };
         notes.write();
         notes
     }
 
     fn write(&self) {
         let finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = std::iter::once(build()).chain(finished.iter().cloned()).collect::<Vec<_>>().join("\n") + "\n";
+        let text =
+            std::iter::once(self.build.clone()).chain(finished.iter().cloned()).collect::<Vec<_>>().join("\n") + "\n";
         let mut file = tempfile::NamedTempFile::new_in(self.path.parent().expect("a folder")).expect("a file");
         file.write_all(text.as_bytes()).expect("written");
         file.persist(&self.path).expect("noted");

@@ -156,7 +156,8 @@ async fn wakes_at(point: &str) {
     eventually("it stands still", async || (first.state() == 'T').then_some(())).await;
     assert!(first.log().contains(&format!("failpoint {point}=stop@1")), "{point}: it stands still elsewhere");
     let second = processor(&world, "second");
-    let (mut journal, _) = served(&world, &[asked]);
+    let (mut journal, answers) = served(&world, &[asked]);
+    assert_eq!(answers.read.of("asked").and_then(|answer| answer.end.clone()), Some(End::Completed), "{point}");
     first.signal(Signal::CONT);
     // It has learned that it was gone, and has partitions of its own again.
     eventually("it is back", async || (first.partitions().await == 2 && second.partitions().await == 2).then_some(()))

@@ -38,12 +38,14 @@ pub struct Ask {
     pub stream: bool,
     pub organization: String,
     pub timeout_ms: Option<i64>,
+    /// Of `responses`; by its id by default.
+    pub reply_partition: Option<i32>,
 }
 
 impl Ask {
     pub fn whole(request: &str) -> Self {
         let wish = Wish { request: request.to_owned(), words: 3, pace_ms: 0, hold: None };
-        Self { wish, stream: false, organization: ORGANIZATION.to_owned(), timeout_ms: None }
+        Self { wish, stream: false, organization: ORGANIZATION.to_owned(), timeout_ms: None, reply_partition: None }
     }
 
     pub fn streamed(request: &str, words: u32, pace_ms: u64) -> Self {
@@ -54,6 +56,11 @@ impl Ask {
     /// Calls of this process get no answer before the provider is told.
     pub fn held_for(mut self, process: &str) -> Self {
         self.wish.hold = Some(process.to_owned());
+        self
+    }
+
+    pub fn heard_on(mut self, reply_partition: i32) -> Self {
+        self.reply_partition = Some(reply_partition);
         self
     }
 
@@ -70,8 +77,9 @@ impl Ask {
     pub fn chat(&self) -> Chat {
         let body = self.body().to_string();
         let organization = OrganizationId::parse(&self.organization).expect("an id");
-        let (reply_nonce, timeout_ms) = (Some(self.id().to_owned()), self.timeout_ms);
-        Chat { organization, reply_nonce, timeout_ms, ..chat(self.id(), &body) }
+        let Self { timeout_ms, reply_partition, .. } = *self;
+        let reply_nonce = Some(self.id().to_owned());
+        Chat { organization, reply_nonce, reply_partition, timeout_ms, ..chat(self.id(), &body) }
     }
 
     pub fn body(&self) -> serde_json::Value {
