@@ -25,7 +25,7 @@ use crate::records::responses::{ApiError, Content, Frame, FrameBody, Head, Origi
 pub use log::Need;
 use log::{Appetite, Behind, Start};
 
-/// Most bytes that a laggard is given at once, so that clients who stand still keep little, and leave room to others.
+/// Most bytes that a laggard is given at once, beside its first frame, so that clients who stand still keep little, and leave room to others.
 const PORTION_BYTES_MAX: usize = 64 << 10;
 /// How a request ended.
 #[derive(Debug, Clone, PartialEq)]
