@@ -122,11 +122,9 @@ impl Facade {
         if u32::try_from(partition).is_err() || partition as u32 >= options.partitions {
             return Err(Error::Partition { partition, topic: responses, partitions: options.partitions });
         }
-        let consumer = |client: rdkafka::ClientConfig| {
-            let created = client.create::<StreamConsumer>();
-            created.map_err(|source| Error::Consumer { brokers: kafka.brokers.clone(), source })
-        };
-        let (live, missed) = (consumer(kafka::hot_consumer(&kafka, GROUP))?, consumer(catch_up_consumer(&kafka))?);
+        let refused = |source| Error::Consumer { brokers: kafka.brokers.clone(), source };
+        let live: StreamConsumer = kafka::hot_consumer(&kafka, GROUP).create().map_err(refused)?;
+        let missed = catch_up_consumer(&kafka).create_with_context(catch_up::reader::EndsAreExpected).map_err(refused)?;
         health.missing(bus::COMPONENT, "not listening to answers yet");
 
         let deliveries = bus::Acknowledgements::new();

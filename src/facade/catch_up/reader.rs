@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{FutureExt as _, StreamExt as _};
-use rdkafka::consumer::{Consumer as _, StreamConsumer};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::client::ClientContext;
+use rdkafka::consumer::{Consumer as _, ConsumerContext, StreamConsumer};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::{Message as _, Offset, TopicPartitionList};
 use tokio::task::JoinSet;
@@ -41,6 +42,22 @@ struct Extent {
     since: i64,
 }
 
+/// What librdkafka tells beside the records.
+pub struct EndsAreExpected;
+
+impl ClientContext for EndsAreExpected {
+    fn error(&self, error: KafkaError, reason: &str) {
+        // The end of a partition, told after it was left.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
+            tracing::warn!(%error, reason, "the catch-up consumer's connection");
+        }
+    }
+}
+
+impl ConsumerContext for EndsAreExpected {}
+
+type Consumer = StreamConsumer<EndsAreExpected>;
+
 /// What was found out about partitions, and for whom.
 struct Found {
     slots: Vec<Arc<Slot>>,
@@ -49,7 +66,7 @@ struct Found {
 
 pub struct Reader {
     hub: Arc<Hub>,
-    consumer: Arc<StreamConsumer>,
+    consumer: Arc<Consumer>,
     topic: String,
     decoder: Decoder,
     sweeps: HashMap<i32, Sweep>,
@@ -62,7 +79,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    pub fn new(hub: Arc<Hub>, consumer: StreamConsumer, topic: String, decoder: Decoder) -> Self {
+    pub fn new(hub: Arc<Hub>, consumer: Consumer, topic: String, decoder: Decoder) -> Self {
         let consumer = Arc::new(consumer);
         let (sweeps, gaps, begun, asked) = Default::default();
         Self { hub, consumer, topic, decoder, sweeps, gaps, begun, asked }
@@ -83,7 +100,7 @@ impl Reader {
         }
     }
 
-    async fn read(&mut self, consumer: &StreamConsumer) {
+    async fn read(&mut self, consumer: &Consumer) {
         let mut messages = consumer.stream();
         let mut tick = tokio::time::interval(TICK);
         let mut locating = JoinSet::new();
@@ -265,7 +282,7 @@ impl Reader {
 }
 
 /// Blocks.
-fn extent(consumer: &StreamConsumer, topic: &str, partition: i32, since: Option<Timestamp>) -> KafkaResult<Extent> {
+fn extent(consumer: &Consumer, topic: &str, partition: i32, since: Option<Timestamp>) -> KafkaResult<Extent> {
     let (first, end) = consumer.fetch_watermarks(topic, partition, LOCATE_TIMEOUT)?;
     let Some(since) = since else { return Ok(Extent { first, end, since: end }) };
     let skew = i64::try_from(CLOCK_SKEW_MAX.as_millis()).unwrap_or(0);
