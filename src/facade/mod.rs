@@ -124,7 +124,8 @@ impl Facade {
         }
         let refused = |source| Error::Consumer { brokers: kafka.brokers.clone(), source };
         let live: StreamConsumer = kafka::hot_consumer(&kafka, GROUP).create().map_err(refused)?;
-        let missed = catch_up_consumer(&kafka).create_with_context(catch_up::reader::EndsAreExpected).map_err(refused)?;
+        let missed =
+            catch_up_consumer(&kafka).create_with_context(catch_up::reader::EndsAreExpected).map_err(refused)?;
         health.missing(bus::COMPONENT, "not listening to answers yet");
 
         let deliveries = bus::Acknowledgements::new();

@@ -12,6 +12,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
 
 use super::publisher::{Deliveries, Outgoing, Publisher};
 use super::room::{Hold, Room};
@@ -40,6 +41,8 @@ pub enum Error {
     /// Skipping it would silently change balances: the partition stays closed until a program that knows it is run.
     #[error("journal/{partition} offset {offset} cannot be understood: {detail}; run the version that wrote it")]
     Unreadable { partition: i32, offset: i64, detail: String },
+    #[error("journal/{partition}: the partition was given away before it was taken over")]
+    GivenUp { partition: i32 },
     #[error("journal/{partition}: no record for {} s at offset {offset} of {end}", STALL.as_secs())]
     Stalled { partition: i32, offset: i64, end: i64 },
 }
@@ -83,8 +86,14 @@ pub struct Restore {
 }
 
 impl Restore {
-    /// Takes the partition over; blocks, so it runs on a thread for that.
-    pub fn take_over(&self, partition: i32, handle: &tokio::runtime::Handle) -> Result<Takeover, Error> {
+    /// Takes the partition over; blocks, so it runs on a thread for that. Nothing is taken any more once `given_up` is
+    /// cancelled.
+    pub fn take_over(
+        &self,
+        partition: i32,
+        given_up: &CancellationToken,
+        handle: &tokio::runtime::Handle,
+    ) -> Result<Takeover, Error> {
         let failed = |source| Error::Kafka { partition, source };
         let topic = kafka::topic_name(&self.kafka, Topic::Journal);
         let mut client = kafka::cold_consumer(&self.kafka, "restore");
@@ -104,6 +113,9 @@ impl Restore {
         };
         let (begin, begun) = (folded.next, Instant::now());
         self.fold_until(&consumer, &mut folded, end, handle)?;
+        if given_up.is_cancelled() {
+            return Err(Error::GivenUp { partition });
+        }
         let id = self.append_ownership(&topic, partition, handle)?;
         self.fold_until(&consumer, &mut folded, id + 1, handle)?;
         let (entries, elapsed_ms) = (folded.next - begin, begun.elapsed().as_millis());

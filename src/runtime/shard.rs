@@ -14,7 +14,7 @@ use rdkafka::consumer::MessageStream;
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -102,8 +102,8 @@ struct Shard {
     restore: Restore,
     restored: mpsc::Sender<Restored>,
     restores: JoinSet<()>,
-    /// By partition, the restore that was begun last.
-    restore_tasks: HashMap<i32, AbortHandle>,
+    /// By partition, the end of the restore that was begun last.
+    giving_up: HashMap<i32, CancellationToken>,
     owners: BTreeMap<i32, Owner>,
     /// Partition by epoch, for acknowledgements.
     epochs: HashMap<u64, i32>,
@@ -274,7 +274,7 @@ impl Shard {
             restore,
             restored,
             restores: JoinSet::new(),
-            restore_tasks: HashMap::new(),
+            giving_up: HashMap::new(),
             owners: BTreeMap::new(),
             epochs: HashMap::new(),
             next_epoch: 1,
@@ -423,8 +423,8 @@ impl Shard {
                         owner.draining = true;
                     }
                     // One that still waits must not take from the next owner what is no longer ours.
-                    if let Some(restore) = self.restore_tasks.remove(partition) {
-                        restore.abort();
+                    if let Some(restore) = self.giving_up.remove(partition) {
+                        restore.cancel();
                     }
                 }
                 let until = Instant::now() + millis(self.config.processor.drain_ms);
@@ -456,16 +456,19 @@ impl Shard {
         self.tell_health();
         let (restore, restored, control) = (self.restore.clone(), self.restored.clone(), self.shell.control.clone());
         let handle = tokio::runtime::Handle::current();
-        let task = self.restores.spawn(async move {
-            tokio::time::sleep(wait).await;
-            let taken = tokio::task::spawn_blocking(move || restore.take_over(partition, &handle)).await;
+        let given_up = CancellationToken::new();
+        if let Some(earlier) = self.giving_up.insert(partition, given_up.clone()) {
+            earlier.cancel();
+        }
+        self.restores.spawn(async move {
+            let Some(()) = given_up.run_until_cancelled(tokio::time::sleep(wait)).await else { return };
+            let taken = tokio::task::spawn_blocking(move || restore.take_over(partition, &given_up, &handle)).await;
             let Ok(taken) = taken else { return };
             if let Ok(takeover) = &taken {
                 control.reached(takeover.tenure.state().control_offset.unwrap_or(-1)).await;
             }
             let _ = restored.send((partition, taken)).await;
         });
-        self.restore_tasks.insert(partition, task);
     }
 
     fn restored(&mut self, partition: i32, restored: Result<Takeover, restore::Error>) -> Result<(), Error> {
@@ -496,6 +499,8 @@ impl Shard {
                     }
                 }
             }
+            // The restore after it is under way.
+            Err(restore::Error::GivenUp { .. }) => return Ok(()),
             Err(error) if error.is_final() => {
                 tracing::error!(kafka.partition = partition, %error, "partition stays closed; the others go on");
                 self.restoring.retain(|waiting| *waiting != partition);

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use rdkafka::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tokio_util::sync::CancellationToken;
 use tollstream::domain::ids::partition_of;
 use tollstream::records::Topic;
 use tollstream::records::state::{Marker, Piece, StateRecord};
@@ -93,7 +94,8 @@ async fn take_over(world: &World) -> Takeover {
         room: Room::new(1 << 20),
     };
     let handle = tokio::runtime::Handle::current();
-    let taken = tokio::task::spawn_blocking(move || restore.take_over(partition(), &handle)).await;
+    let taken =
+        tokio::task::spawn_blocking(move || restore.take_over(partition(), &CancellationToken::new(), &handle)).await;
     taken.expect("a thread").expect("taken over")
 }
 

@@ -116,6 +116,11 @@ impl Process {
         .await;
     }
 
+    pub async fn is_ready(&self) -> bool {
+        let answer = reqwest::get(format!("{}/health/ready", self.admin)).await;
+        answer.is_ok_and(|answer| answer.status().is_success())
+    }
+
     /// A counter or gauge of its metrics.
     pub async fn metric(&self, name: &str) -> u64 {
         metric(&self.admin, name).await as u64
