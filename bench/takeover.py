@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Measures takeovers on real engines of its own: how long nobody answers after kill -9, and how fast a journal is folded.
+"""Measures takeovers on real engines of its own: how long nobody answers after kill -9, how fast a journal is folded, and
+how fast it is audited.
 
     GWBENCH=DIR bench/takeover.py [REQUESTS]      DIR holds mock-openai and gwload; prints one JSON object
 
@@ -146,7 +147,12 @@ def main():
             filling.child.wait()
             folding = Process(work, "folding", common, never)
             running.append(folding)
-            print(json.dumps({"takeover_seconds": sorted(silences), "fold": fold_speed(folding.log)}, indent=2))
+            fold = fold_speed(folding.log)
+            folding.child.terminate()
+            folding.child.wait()
+            report = json.loads(subprocess.run([OURS, "audit", "--config", config, "--json"], capture_output=True, text=True).stdout)
+            audit = {name: report[name] for name in ("verdict", "seconds", "commits_per_second")}
+            print(json.dumps({"takeover_seconds": sorted(silences), "fold": fold, "audit": audit}, indent=2))
         finally:
             for process in running:
                 process.child.kill()

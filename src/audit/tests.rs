@@ -113,11 +113,11 @@ fn settled(attempts: u32, outcome: Outcome, content_frames: u32) -> Fact {
 }
 
 fn refused() -> Fact {
-    Fact::RequestRefused(RequestRefused { code: "invalid_request".into(), status: 400 })
+    Fact::RequestRefused(RequestRefused { code: "invalid_request".into(), status: 400, told: None })
 }
 
 fn skipped(reason: &str) -> Fact {
-    Fact::RecordSkipped(RecordSkipped { reason: reason.into() })
+    Fact::RecordSkipped(RecordSkipped { reason: reason.into(), told: None })
 }
 
 fn frame(request: &str, (tenure, attempt, sequence): (i64, u32, u32), body: FrameBody) -> (i32, Frame) {

@@ -18,7 +18,7 @@ use crate::records::journal::{Entry, Tenancy};
 use crate::records::state::Marker;
 
 /// Of what [`super::fold`] does and of the form of the parts. Raise it when either changes.
-pub const FOLD_VERSION: i32 = 1;
+pub const FOLD_VERSION: i32 = 2;
 
 /// Open requests, remembered settlements, and terminals of one part at the most; a part is far smaller than a record may be.
 const OPEN_OF_PART_MAX: usize = 128;
@@ -160,7 +160,7 @@ pub fn restore(marker: &Marker, parts: &Parts) -> Result<State, Error> {
             Part::Ended(terminals) => ended.extend(terminals),
         }
     }
-    let memory = Memory::restore(first.unwrap_or(0), settled.into(), ended.into());
+    let memory = Memory::restore(first.unwrap_or(0), settled.into(), ended);
     Ok(State::restore(marker.clock, marker.last_source_offset, marker.control_offset, memory, open))
 }
 
@@ -205,6 +205,7 @@ mod tests {
             usage: None,
             cost_pico_usd: None,
             finish_reason: Some("stop".into()),
+            original: None,
         }
     }
 

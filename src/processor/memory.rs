@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::domain::{PicoUsd, RequestKey, Timestamp, TokenUsage};
 use crate::records::Outcome;
+use crate::records::responses::Original;
 
 /// For how long a settled request's id is remembered, by the partition's clock.
 pub const REPEAT_WINDOW: Duration = Duration::from_secs(15 * 60);
@@ -20,7 +21,8 @@ pub const REPEAT_WINDOW: Duration = Duration::from_secs(15 * 60);
 pub const REPEATS_MAX: usize = 100_000;
 /// For how long a terminal is published again when the owner changes.
 pub const TERMINAL_WINDOW: Duration = Duration::from_secs(2 * 60);
-/// Terminals of a partition that are published again at the most: the latest ones.
+/// Terminals of a partition that are published again at the most: the latest ones, and as many of requests that were not
+/// admitted.
 pub const TERMINALS_MAX: usize = 4_096;
 
 /// A request that was settled before.
@@ -55,6 +57,8 @@ pub struct Ended {
     pub usage: Option<TokenUsage>,
     pub cost_pico_usd: Option<PicoUsd>,
     pub finish_reason: Option<String>,
+    /// Of a repeat: where the first one's answer stands.
+    pub original: Option<Original>,
 }
 
 /// 128 bits of SHA-256: what stands for an id, at a fixed small size. As text: 32 hexadecimal digits.
@@ -133,13 +137,16 @@ pub struct Memory {
     /// The number of the latest settlement of an id.
     numbers: HashMap<Digest, u64>,
     ended: VecDeque<Ended>,
+    /// Of requests that were not admitted; apart, so that many of them push out nobody's answer.
+    told: VecDeque<Ended>,
 }
 
 impl Memory {
     /// Takes up what a checkpoint holds.
-    pub fn restore(first: u64, settled: VecDeque<Settled>, ended: VecDeque<Ended>) -> Self {
+    pub fn restore(first: u64, settled: VecDeque<Settled>, terminals: impl IntoIterator<Item = Ended>) -> Self {
         let numbers = (first..).zip(&settled).map(|(number, settled)| (settled.id, number)).collect();
-        Self { settled, first, numbers, ended }
+        let (told, ended) = terminals.into_iter().partition(|ended| ended.outcome == Outcome::Refused);
+        Self { settled, first, numbers, ended, told }
     }
 
     pub fn before(&self, key: &RequestKey) -> Option<&Before> {
@@ -153,9 +160,9 @@ impl Memory {
         (self.first, self.settled.iter())
     }
 
-    /// The terminals that a new owner publishes again, in the order of their settlements.
+    /// The terminals that a new owner publishes again.
     pub fn ended(&self) -> impl Iterator<Item = &Ended> {
-        self.ended.iter()
+        self.told.iter().chain(&self.ended)
     }
 
     /// Remembers a settled request.
@@ -166,6 +173,11 @@ impl Memory {
         self.numbers.insert(id, self.first + self.settled.len() as u64);
         self.settled.push_back(Settled { at: ended.at, id, before });
         self.ended.push_back(ended);
+    }
+
+    /// Remembers what somebody was told whose request was not admitted.
+    pub fn told(&mut self, ended: Ended) {
+        self.told.push_back(ended);
     }
 
     /// Forgets what is older than the windows at `clock`, or too much.
@@ -182,8 +194,10 @@ impl Memory {
             self.settled.pop_front();
             self.first += 1;
         }
-        while self.ended.front().is_some_and(|e| self.ended.len() > TERMINALS_MAX || is_over(e.at, TERMINAL_WINDOW)) {
-            self.ended.pop_front();
+        for terminals in [&mut self.ended, &mut self.told] {
+            while terminals.front().is_some_and(|e| terminals.len() > TERMINALS_MAX || is_over(e.at, TERMINAL_WINDOW)) {
+                terminals.pop_front();
+            }
         }
     }
 }
@@ -210,6 +224,7 @@ mod tests {
             usage: None,
             cost_pico_usd: None,
             finish_reason: None,
+            original: None,
         }
     }
 
@@ -227,7 +242,7 @@ mod tests {
         assert!(memory.before(&a.key).is_some());
         assert_eq!(memory.ended().count(), 0, "its terminal is older than the shorter window");
         memory.forget(Timestamp::from_millis(window + 1));
-        assert_eq!(memory, Memory::restore(1, VecDeque::new(), VecDeque::new()));
+        assert_eq!(memory, Memory::restore(1, VecDeque::new(), []));
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::domain::{ModelName, OrganizationId, RequestId, RequestKey, Timestamp}
 use crate::records::Outcome;
 use crate::records::journal::{
     AttemptEnded, AttemptProgressed, CancelRequested, Candidate, Commit, Fact, InputKind, OrphanPosted, RecordSkipped,
-    RequestAdmitted, RequestContext, RequestRefused,
+    RequestAdmitted, RequestContext, RequestRefused, Told,
 };
 use crate::records::requests::{Cancel, Chat};
 use crate::records::responses::{ApiError, Frame, FrameBody, Head, Original, Terminal};
@@ -204,27 +204,26 @@ fn decide_chat(
     let chat = arrival.chat;
     let mut request = context_of(&arrival);
     if let Some(answer) = repeated(state, &arrival, context) {
-        let facts = vec![Fact::RecordSkipped(RecordSkipped { reason: "duplicate".to_owned() })];
-        return Decision { facts, commands: answer.into_iter().collect(), ..from_record(&arrival, request) };
+        let (told, command) = answer.unzip();
+        let facts = vec![Fact::RecordSkipped(RecordSkipped { reason: "duplicate".to_owned(), told })];
+        return Decision { facts, commands: command.into_iter().collect(), ..from_record(&arrival, request) };
     }
     match admit(&arrival, content, context, &mut request) {
         Ok((facts, call)) => {
             Decision { facts, commands: vec![Command::Call(Box::new(call))], ..from_record(&arrival, request) }
         }
         Err(error) => {
-            let fact = RequestRefused { code: error.code.clone(), status: error.status };
-            Decision {
-                facts: vec![Fact::RequestRefused(fact)],
-                commands: vec![refused(chat, error, context)],
-                ..from_record(&arrival, request)
-            }
+            let (code, status) = (error.code.clone(), error.status);
+            let (told, command) = refused(chat, error, None, context);
+            let fact = Fact::RequestRefused(RequestRefused { code, status, told: Some(told) });
+            Decision { facts: vec![fact], commands: vec![command], ..from_record(&arrival, request) }
         }
     }
 }
 
 /// Whether the request was asked before: `Some` with what its asker is told, if anything. Whoever asks again from
 /// elsewhere is told where the first one's answer stands; a mere repeat of the record has its answer, or will.
-fn repeated(state: &State, arrival: &Arrival<'_>, context: &Context<'_>) -> Option<Option<Command>> {
+fn repeated(state: &State, arrival: &Arrival<'_>, context: &Context<'_>) -> Option<Option<(Told, Command)>> {
     let chat = arrival.chat;
     let key = key_of(&chat.organization, &chat.request_id);
     let (original, differs, is_told) = match (state.open(&key), state.memory.before(&key)) {
@@ -243,18 +242,21 @@ fn repeated(state: &State, arrival: &Arrival<'_>, context: &Context<'_>) -> Opti
         (None, None) => return None,
     };
     let answer = || match differs {
-        true => refused_repeat(chat, refusal::other_body(), None, context),
-        false => refused_repeat(chat, refusal::duplicate(original.open), Some(original), context),
+        true => refused(chat, refusal::other_body(), None, context),
+        false => refused(chat, refusal::duplicate(original.open), Some(original), context),
     };
     Some((differs || is_told).then(answer))
 }
 
-/// The terminal of a request that is not admitted.
-fn refused(chat: &Chat, error: ApiError, context: &Context<'_>) -> Command {
-    refused_repeat(chat, error, None, context)
-}
-
-fn refused_repeat(chat: &Chat, error: ApiError, original: Option<Original>, context: &Context<'_>) -> Command {
+/// What the asker of a request that is not admitted is told, and the terminal that tells it.
+fn refused(chat: &Chat, error: ApiError, original: Option<Original>, context: &Context<'_>) -> (Told, Command) {
+    let told = Told {
+        reply_partition: reply_partition(chat, context.bounds),
+        reply_nonce: chat.reply_nonce.clone().filter(|_| nonce_fits(chat)),
+        status: error.status,
+        code: error.code.clone(),
+        original,
+    };
     let terminal = Terminal {
         cost_pico_usd: Some(crate::domain::PicoUsd::ZERO),
         error: Some(error),
@@ -264,14 +266,15 @@ fn refused_repeat(chat: &Chat, error: ApiError, original: Option<Original>, cont
     let frame = Frame {
         organization: chat.organization.clone(),
         request_id: chat.request_id.clone(),
-        nonce: chat.reply_nonce.clone().filter(|_| nonce_fits(chat)),
+        nonce: told.reply_nonce.clone(),
         tenure: context.tenure,
         attempt: 0,
         sequence: 0,
         at: context.at,
         body: FrameBody::Terminal(Box::new(terminal)),
     };
-    Command::Answer { partition: reply_partition(chat, context.bounds), frame: Box::new(frame) }
+    let command = Command::Answer { partition: told.reply_partition, frame: Box::new(frame) };
+    (told, command)
 }
 
 /// Everything that must hold for a request to be called out, in order of precedence.
@@ -383,7 +386,7 @@ fn skip(source_offset: i64, reason: &'static str) -> Decision {
         source_offset: Some(source_offset),
         organization: None,
         request: None,
-        facts: vec![Fact::RecordSkipped(RecordSkipped { reason: reason.to_owned() })],
+        facts: vec![Fact::RecordSkipped(RecordSkipped { reason: reason.to_owned(), told: None })],
         commands: Vec::new(),
     }
 }
@@ -519,7 +522,7 @@ fn of_open(
     }
 }
 
-/// The terminal of a request that is settled, for readers that did not get it from the former owner. What was content
+/// The terminal of a request that is over, for readers that did not get it from the former owner. What was content
 /// of it is in nobody's journal: a whole answer comes without its body.
 pub fn terminal_again(ended: &Ended, tenure: i64, at: Timestamp) -> Command {
     let error = match ended.outcome {
@@ -531,6 +534,7 @@ pub fn terminal_again(ended: &Ended, tenure: i64, at: Timestamp) -> Command {
         cost_pico_usd: ended.cost_pico_usd,
         finish_reason: ended.finish_reason.clone(),
         error,
+        original: ended.original,
         ..Terminal::of(ended.outcome)
     };
     let frame = Frame {

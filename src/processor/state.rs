@@ -6,9 +6,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{OrganizationId, PicoUsd, RequestId, RequestKey, Timestamp};
+use crate::records::Outcome;
 use crate::records::journal::{
-    AttemptEnded, AttemptStarted, Commit, Entry, Fact, InputKind, RequestAdmitted, RequestContext, RequestRouted,
-    RequestSettled,
+    AttemptEnded, AttemptStarted, Commit, Entry, Fact, InputKind, RecordSkipped, RequestAdmitted, RequestContext,
+    RequestRefused, RequestRouted, RequestSettled, Told,
 };
 
 use super::inference;
@@ -135,6 +136,7 @@ impl State {
             usage: last.map(|posting| posting.usage),
             cost_pico_usd: settled.cost_pico_usd,
             finish_reason: last.and_then(|posting| posting.finish_reason.clone()),
+            original: None,
         };
         self.memory.settled(ended, open.context.received_at, open.admitted.body_fingerprint.as_deref());
         if let Some(count) = self.open_of.get_mut(&key.organization) {
@@ -227,13 +229,35 @@ pub fn evolve(state: &mut State, commit: &Commit) {
             Fact::OrphanPosted(orphan) => {
                 state.orphans.remove(&orphan.journal_offset);
             }
-            Fact::RequestRefused(_) | Fact::RecordSkipped(_) => {}
+            Fact::RequestRefused(RequestRefused { told, .. }) | Fact::RecordSkipped(RecordSkipped { told, .. }) => {
+                if let Some(told) = told {
+                    state.memory.told(ended_without_call(&key, commit.at, told));
+                }
+            }
         }
     }
 }
 
 pub fn key_of(organization: &OrganizationId, request: &RequestId) -> RequestKey {
     RequestKey { organization: organization.clone(), request: request.clone() }
+}
+
+fn ended_without_call(key: &RequestKey, at: Timestamp, told: &Told) -> Ended {
+    Ended {
+        key: key.clone(),
+        at,
+        reply_partition: told.reply_partition,
+        reply_nonce: told.reply_nonce.clone(),
+        attempt: 0,
+        content_frames: 0,
+        outcome: Outcome::Refused,
+        status: told.status,
+        error_code: Some(told.code.clone()),
+        usage: None,
+        cost_pico_usd: Some(PicoUsd::ZERO),
+        finish_reason: None,
+        original: told.original,
+    }
 }
 
 fn candidate_of(routed: &RequestRouted, started: &AttemptStarted) -> usize {

@@ -269,10 +269,25 @@ fn refusal_of(chat: &Chat) -> (u16, String) {
     assert_eq!(terminal.outcome, Outcome::Refused);
     assert_eq!(terminal.cost_pico_usd, Some(PicoUsd::ZERO));
     let error = terminal.error.clone().unwrap();
-    let refused = RequestRefused { code: error.code.clone(), status: error.status };
-    assert_eq!(facts, [Fact::RequestRefused(refused)]);
+    let [Fact::RequestRefused(refused)] = &facts[..] else { panic!("{facts:?}") };
+    assert_eq!((&refused.code, refused.status), (&error.code, error.status));
+    told_again(&driver, &commands);
     assert_eq!(driver.state.open_requests().count(), 0);
     (error.status, error.code)
+}
+
+/// The next owner tells the asker the same, but for what words it has left.
+fn told_again(driver: &Driver, commands: &[Command]) {
+    let (partition, frame, terminal) = answered(commands);
+    let ended: Vec<&Ended> = driver.state.memory.ended().filter(|ended| ended.outcome == Outcome::Refused).collect();
+    let again = [terminal_again(ended[ended.len() - 1], 9, at(2_000))];
+    let (partition_again, frame_again, terminal_again) = answered(&again);
+    assert_eq!((partition_again, &frame_again.nonce, frame_again.tenure), (partition, &frame.nonce, 9));
+    let said = |terminal: &Terminal| {
+        let error = terminal.error.as_ref().unwrap();
+        (terminal.outcome, terminal.cost_pico_usd, terminal.original, error.status, error.code.clone())
+    };
+    assert_eq!(said(terminal_again), said(terminal));
 }
 
 #[test]
@@ -481,7 +496,7 @@ fn a_repeat_of_an_open_request_makes_no_second_call() {
     driver.ask(&hello("two"));
     let (facts, commands) = driver.ask(&hello("two"));
     assert_eq!(commands, []);
-    assert_eq!(facts, [Fact::RecordSkipped(RecordSkipped { reason: "duplicate".into() })]);
+    assert_eq!(facts, [Fact::RecordSkipped(RecordSkipped { reason: "duplicate".into(), told: None })]);
     assert_eq!(driver.state.last_source_offset, Some(2));
     // From elsewhere it is told so, and the open request is not touched.
     let (_, commands) = driver.ask(&Chat { reply_nonce: Some("other".into()), ..hello("two") });
@@ -568,7 +583,9 @@ fn a_settled_request_is_remembered_and_told_where_its_answer_stands() {
     driver.end(1, AttemptEnd::Completed, reported(1, 1), 1);
     let asked_again = |driver: &mut Driver, chat: &Chat| {
         let (facts, commands) = driver.ask(chat);
-        assert_eq!(facts, [Fact::RecordSkipped(RecordSkipped { reason: "duplicate".into() })]);
+        let [Fact::RecordSkipped(skipped)] = &facts[..] else { panic!("{facts:?}") };
+        assert_eq!((skipped.reason.as_str(), skipped.told.is_some()), ("duplicate", true));
+        told_again(driver, &commands);
         let (partition, _, terminal) = answered(&commands);
         (partition, terminal.error.as_ref().unwrap().code.clone(), terminal.original)
     };
@@ -661,7 +678,7 @@ fn a_terminal_is_published_again_as_it_was_but_without_content() {
 fn a_record_that_went_elsewhere_moves_the_resume_point() {
     let mut driver = Driver::new();
     let (facts, commands) = driver.decide(&Input::Skip { source_offset: 41, reason: "undecodable" });
-    assert_eq!(facts, [Fact::RecordSkipped(RecordSkipped { reason: "undecodable".into() })]);
+    assert_eq!(facts, [Fact::RecordSkipped(RecordSkipped { reason: "undecodable".into(), told: None })]);
     assert_eq!(commands, []);
     assert_eq!((driver.state.last_source_offset, driver.journal[0].organization.clone()), (Some(41), None));
 }

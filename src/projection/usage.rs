@@ -229,7 +229,7 @@ mod tests {
     }
 
     fn refused() -> Fact {
-        Fact::RequestRefused(RequestRefused { code: "model_not_found".into(), status: 404 })
+        Fact::RequestRefused(RequestRefused { code: "model_not_found".into(), status: 404, told: None })
     }
 
     fn model() -> ModelName {
@@ -258,7 +258,7 @@ mod tests {
                 price_version: 1,
             }),
             Fact::CancelRequested(CancelRequested { reason: "bye".into(), open: true }),
-            Fact::RecordSkipped(RecordSkipped { reason: "duplicate".into() }),
+            Fact::RecordSkipped(RecordSkipped { reason: "duplicate".into(), told: None }),
         ]
     }
 

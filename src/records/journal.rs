@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::responses::Original;
 use super::{EnvelopeError, Origin, Outcome, Record, Topic, UsageSource};
 use crate::domain::{
     ConversationId, DeploymentId, KeyId, ModelName, OrganizationId, PicoUsd, PolicyName, RequestId, Timestamp,
@@ -165,6 +166,21 @@ fn one() -> u32 {
 pub struct RequestRefused {
     pub code: String,
     pub status: u16,
+    #[serde(default)]
+    pub told: Option<Told>,
+}
+
+/// What the asker of a request without a call is told, so that the next owner can tell it again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    pub reply_partition: i32,
+    #[serde(default)]
+    pub reply_nonce: Option<String>,
+    pub status: u16,
+    pub code: String,
+    /// Of a repeat: where the first one's answer stands.
+    #[serde(default)]
+    pub original: Option<Original>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -253,6 +269,8 @@ pub struct CancelRequested {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecordSkipped {
     pub reason: String,
+    #[serde(default)]
+    pub told: Option<Told>,
 }
 
 /// What a call under way has put out so far.
@@ -450,7 +468,7 @@ mod tests {
             control_offset: -1,
             organization: None,
             request: None,
-            facts: vec![Fact::RecordSkipped(RecordSkipped { reason: "undecodable".into() })],
+            facts: vec![Fact::RecordSkipped(RecordSkipped { reason: "undecodable".into(), told: None })],
         })
     }
 

@@ -366,7 +366,7 @@ async fn commits_without_a_request_are_passed_over() {
     let tenure = world.put(Topic::Journal, 3, "key", &encoded(&world, taken())).await;
     skipped.tenure = tenure;
     skipped.input = InputKind::Record;
-    skipped.facts = vec![Fact::RecordSkipped(RecordSkipped { reason: "undecodable".into() })];
+    skipped.facts = vec![Fact::RecordSkipped(RecordSkipped { reason: "undecodable".into(), told: None })];
     (skipped.organization, skipped.request) = (None, None);
     world.put(Topic::Journal, 3, "key", &encoded(&world, Entry::Commit(skipped.clone()))).await;
     let facts = vec![ended(1, 1, Outcome::Completed, Some(5))];

@@ -76,7 +76,8 @@ impl Owners {
         let cost = 1_000_000_000_000_000_001 + (number as i128) * 333_333_333;
         match number % 5 {
             0 => {
-                let facts = vec![Fact::RequestRefused(RequestRefused { code: "rate_limited".into(), status: 429 })];
+                let facts =
+                    vec![Fact::RequestRefused(RequestRefused { code: "rate_limited".into(), status: 429, told: None })];
                 self.effective(world, &organization, facts).await;
             }
             1 => {
