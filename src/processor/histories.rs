@@ -16,7 +16,7 @@ use crate::control::Tables;
 use crate::domain::PicoUsd;
 use crate::provider::{FailureClass, Summary};
 use crate::random::Random;
-use crate::records::journal::{Entry, OwnershipTaken, Tenancy};
+use crate::records::journal::{Entry, OwnershipTaken, RequestRefused, Tenancy};
 use crate::records::state::Marker;
 
 /// Histories that the test plays.

@@ -5,11 +5,14 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::inference::{AttemptEnd, AttemptReport};
+use super::memory::Ended;
 use super::*;
+use crate::domain::ModelName;
 use crate::domain::{DeploymentId, PicoUsd, PolicyName, TokenUsage};
 use crate::provider::{Failure, FailureClass, Summary};
 use crate::records::control::{ControlRecord, Deployment, Model, Organization, Policy, PolicyTier, PriceEntry};
 use crate::records::journal::Entry;
+use crate::records::responses::Original;
 use crate::records::{Origin, UsageSource};
 
 const PARTITIONS: u32 = 4;
