@@ -105,7 +105,10 @@ impl World {
         config.projection.offset_commit_ms = 100;
         let registry = Registry::new(&config.registry, &config.kafka.topic_prefix).expect("a registry");
         let codec = Arc::new(Codec::connect(registry).await.expect("a codec"));
-        let producer = kafka::producer(&config.kafka).create().expect("a producer");
+        // It outlasts a broker that is killed and comes back.
+        let mut producer = kafka::producer(&config.kafka);
+        producer.set("message.timeout.ms", PATIENCE.as_millis().to_string());
+        let producer = producer.create().expect("a producer");
         let partitions = partitions.unwrap_or(crate::stack::stream::PARTITIONS);
         Self { config, partitions, codec, provider: Provider::start().await, producer }
     }
