@@ -148,6 +148,17 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// That every frame that was sent is acknowledged, or the end of the attempt.
+fn acknowledged(arrived: &mut Vec<Delivery>) -> Result<(), AttemptEnd> {
+    match arrived.drain(..).find_map(|delivery| delivery.outcome.err()) {
+        None => Ok(()),
+        Some(error) => {
+            let message = format!("kafka did not acknowledge a frame of the answer: {error}");
+            Err(AttemptEnd::Failed(Failure::new(FailureClass::Cut, message)))
+        }
+    }
+}
+
 fn deadline_passed() -> Failure {
     Failure::new(FailureClass::Deadline, "the deadline passed before the provider was called")
 }
@@ -220,9 +231,8 @@ impl<'a> Pump<'a> {
                 () = self.deliveries.drain(&mut arrived), if self.in_flight => {
                     self.in_flight = false;
                     reached(Failpoint::ContentAcknowledged);
-                    if let Some(error) = arrived.drain(..).find_map(|delivery| delivery.outcome.err()) {
-                        let message = format!("kafka did not acknowledge a frame of the answer: {error}");
-                        break AttemptEnd::Failed(Failure::new(FailureClass::Cut, message));
+                    if let Err(end) = acknowledged(&mut arrived) {
+                        return end;
                     }
                 }
                 chunk = stream.next(), if self.takes_more() => match chunk {
@@ -239,19 +249,38 @@ impl<'a> Pump<'a> {
             if !self.in_flight
                 && let Err(message) = self.send_waiting(cancelled).await
             {
-                break AttemptEnd::Failed(Failure::new(FailureClass::Cut, message));
+                return AttemptEnd::Failed(Failure::new(FailureClass::Cut, message));
             }
             if Instant::now() >= self.progress_at {
                 self.tell_progress(stream.summary().text_bytes);
             }
         };
-        // What is left goes out in order behind the frame in flight; the terminal follows it on the same partition.
-        if end != AttemptEnd::Cancelled
-            && let Err(message) = self.send_waiting(cancelled).await
-        {
-            return AttemptEnd::Failed(Failure::new(FailureClass::Cut, message));
+        if end == AttemptEnd::Cancelled {
+            return end;
         }
-        end
+        match cancelled.run_until_cancelled(self.finish(cancelled)).await {
+            Some(Ok(())) => end,
+            Some(Err(lost)) => lost,
+            None => AttemptEnd::Cancelled,
+        }
+    }
+
+    /// Puts out what is left, and waits until all of it is acknowledged: behind a frame that is lost there must be no other
+    /// one, and no settlement that counts it.
+    async fn finish(&mut self, cancelled: &CancellationToken) -> Result<(), AttemptEnd> {
+        self.frame_acknowledged().await?;
+        let sent = self.send_waiting(cancelled).await;
+        sent.map_err(|message| AttemptEnd::Failed(Failure::new(FailureClass::Cut, message)))?;
+        self.frame_acknowledged().await
+    }
+
+    /// Waits for the frame in flight, if there is one.
+    async fn frame_acknowledged(&mut self) -> Result<(), AttemptEnd> {
+        let mut arrived = Vec::new();
+        if std::mem::take(&mut self.in_flight) {
+            self.deliveries.drain(&mut arrived).await;
+        }
+        acknowledged(&mut arrived)
     }
 
     /// The next is told in any case, so one that finds no room is left out.
