@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::hash::RandomState;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::frames::{Begins, Requests, Retained, Window};
@@ -63,7 +64,7 @@ fn admitted() -> Fact {
 fn routed(max_attempts: u32) -> Fact {
     let candidate =
         Candidate { model: ModelName::parse("m").unwrap(), deployment: DeploymentId::parse("d").unwrap(), tier: 1 };
-    Fact::RequestRouted(RequestRouted { candidates: vec![candidate], max_attempts, reasons: Vec::new() })
+    Fact::RequestRouted(Arc::new(RequestRouted { candidates: vec![candidate], max_attempts, reasons: Vec::new() }))
 }
 
 fn started(attempt: u32) -> Fact {
@@ -277,7 +278,7 @@ fn commit(request: &str, (tenure, sequence): (i64, i64), source_offset: Option<i
         at: at(1_000),
         control_offset: 0,
         organization: Some(OrganizationId::parse("acme").unwrap()),
-        request: Some(request),
+        request: Some(Arc::new(request)),
         facts,
     })
 }

@@ -25,12 +25,24 @@ fn validate(what: &'static str, text: &str) -> Result<(), Error> {
     if text.len() > ID_BYTES_MAX {
         return Err(Error::TooLong { what, bytes: text.len() });
     }
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "_-.:/@+~".contains(c);
-    match text.char_indices().find(|(_, c)| !allowed(*c)) {
-        Some((at, character)) => Err(Error::Character { what, character, at }),
-        None => Ok(()),
+    if text.bytes().all(|byte| ALLOWED[usize::from(byte)]) {
+        return Ok(());
     }
+    let refused = text.char_indices().find(|(_, c)| !u8::try_from(*c).is_ok_and(|byte| ALLOWED[usize::from(byte)]));
+    refused.map_or(Ok(()), |(at, character)| Err(Error::Character { what, character, at }))
 }
+
+/// Which bytes an identifier may have.
+const ALLOWED: [bool; 256] = {
+    let mut allowed = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        allowed[byte] = matches!(byte as u8, b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z')
+            || matches!(byte as u8, b'_' | b'-' | b'.' | b':' | b'/' | b'@' | b'+' | b'~');
+        byte += 1;
+    }
+    allowed
+};
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {

@@ -1,6 +1,7 @@
 //! Whether a request is admitted: not when it was asked before, when its record or its body rules it out, when somebody or
 //! something in it is not known, or when there is no room. In this order.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::ProviderCall;
@@ -202,7 +203,7 @@ fn from_record(arrival: &Arrival<'_>, request: RequestContext) -> Decision {
         input: InputKind::Record,
         source_offset: Some(arrival.source_offset),
         organization: Some(arrival.chat.organization.clone()),
-        request: Some(request),
+        request: Some(Arc::new(request)),
         facts: Vec::new(),
         commands: Vec::new(),
     }

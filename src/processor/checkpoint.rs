@@ -184,29 +184,13 @@ pub fn tenancy(marker: &Marker, found: Option<&Entry>) -> Result<Tenancy, Error>
 
 #[cfg(test)]
 mod tests {
+    use super::super::memory::fixture;
     use super::*;
-    use crate::domain::{RequestId, RequestKey, Timestamp};
-    use crate::records::Outcome;
+    use crate::domain::Timestamp;
 
     fn ended(number: usize) -> Ended {
-        Ended {
-            key: RequestKey {
-                organization: OrganizationId::parse("acme").unwrap(),
-                request: RequestId::parse(&format!("r{number}")).unwrap(),
-            },
-            at: Timestamp::from_millis(1_000),
-            reply_partition: 3,
-            reply_nonce: Some("n".into()),
-            attempt: 1,
-            content_frames: 0,
-            outcome: Outcome::Completed,
-            status: 200,
-            error_code: None,
-            usage: None,
-            cost_pico_usd: None,
-            finish_reason: Some("stop".into()),
-            original: None,
-        }
+        let (reply_nonce, finish_reason) = (Some("n".into()), Some("stop".into()));
+        Ended { reply_nonce, finish_reason, ..fixture::ended("acme", &format!("r{number}"), 1_000) }
     }
 
     fn cut(settled: usize) -> Cut {

@@ -203,11 +203,13 @@ impl Memory {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::{OrganizationId, RequestId};
+pub(super) mod fixture {
+    use super::Ended;
+    use crate::domain::{OrganizationId, RequestId, RequestKey, Timestamp};
+    use crate::records::Outcome;
 
-    fn ended(organization: &str, request: &str, at: i64) -> Ended {
+    /// The terminal of a request that was answered at that millisecond.
+    pub fn ended(organization: &str, request: &str, at: i64) -> Ended {
         Ended {
             key: RequestKey {
                 organization: OrganizationId::parse(organization).unwrap(),
@@ -227,6 +229,12 @@ mod tests {
             original: None,
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fixture::ended;
+    use super::*;
 
     #[test]
     fn an_id_is_of_its_organization_and_forgotten_after_the_window() {

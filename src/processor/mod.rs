@@ -20,6 +20,7 @@ mod histories;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::control::Tables;
@@ -111,7 +112,7 @@ pub struct Decision {
     pub input: InputKind,
     pub source_offset: Option<i64>,
     pub organization: Option<OrganizationId>,
-    pub request: Option<RequestContext>,
+    pub request: Option<Arc<RequestContext>>,
     pub facts: Vec<Fact>,
     pub commands: Vec<Command>,
 }
@@ -192,7 +193,7 @@ fn decide_cancel(state: &State, source_offset: i64, received_at: Timestamp, canc
     let open = state.open(&key);
     let request = match open {
         Some(open) => open.context.clone(),
-        None => RequestContext::of_request(cancel.request_id.clone(), received_at),
+        None => Arc::new(RequestContext::of_request(cancel.request_id.clone(), received_at)),
     };
     let reason: String = cancel.reason.chars().take(TAG_BYTES_MAX).collect();
     Decision {

@@ -4,6 +4,8 @@
 //! answered by the candidates of the policy's tier in order, then by its fallback. A deployment without a price in force
 //! is no candidate.
 
+use std::sync::Arc;
+
 use crate::control::Tables;
 use crate::domain::{ModelName, PolicyName, Timestamp};
 use crate::records::journal::{Candidate, RequestRouted};
@@ -21,7 +23,7 @@ pub const EXPLICIT_ATTEMPTS_MAX: u32 = 3;
 pub struct Route {
     pub tier: u8,
     pub policy: Option<(PolicyName, i64)>,
-    pub routed: RequestRouted,
+    pub routed: Arc<RequestRouted>,
 }
 
 /// Chooses the candidates for `model` at `at`.
@@ -36,7 +38,7 @@ pub fn route(control: &Tables, model: &ModelName, at: Timestamp) -> Result<Route
             let candidates = candidates(control, &names, at, &mut reasons);
             let routed = RequestRouted { candidates, max_attempts: policy.value.max_attempts.max(1), reasons };
             let tier = routed.candidates.first().map(|c| c.tier).ok_or_else(|| refusal::no_price(AUTO))?;
-            Ok(Route { tier, policy: Some((name.clone(), policy.version)), routed })
+            Ok(Route { tier, policy: Some((name.clone(), policy.version)), routed: Arc::new(routed) })
         }
         _ => {
             let (name, _) = control.model(model).ok_or_else(|| refusal::model_not_found(model.as_str()))?;
@@ -44,7 +46,7 @@ pub fn route(control: &Tables, model: &ModelName, at: Timestamp) -> Result<Route
             let candidates = candidates(control, &[name], at, &mut reasons);
             let tier = candidates.first().map(|c| c.tier).ok_or_else(|| refusal::no_price(model.as_str()))?;
             let routed = RequestRouted { candidates, max_attempts: EXPLICIT_ATTEMPTS_MAX, reasons };
-            Ok(Route { tier, policy: None, routed })
+            Ok(Route { tier, policy: None, routed: Arc::new(routed) })
         }
     }
 }

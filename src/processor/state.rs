@@ -1,6 +1,7 @@
 //! What a partition's owner knows: the fold of its journal.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -41,18 +42,18 @@ pub struct State {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Orphan {
     pub organization: OrganizationId,
-    pub context: RequestContext,
+    pub context: Arc<RequestContext>,
     pub posting: Box<AttemptEnded>,
 }
 
 /// A request that was admitted and is not settled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OpenRequest {
-    pub context: RequestContext,
+    pub context: Arc<RequestContext>,
     /// Where its body stands in `requests`.
     pub source_offset: i64,
     pub admitted: RequestAdmitted,
-    pub routed: RequestRouted,
+    pub routed: Arc<RequestRouted>,
     /// Index of the candidate that is being called.
     pub candidate: usize,
     pub attempt: u32,
@@ -175,7 +176,7 @@ pub fn evolve(state: &mut State, commit: &Commit) {
     state.memory.forget(state.clock);
     let (Some(organization), Some(context)) = (&commit.organization, &commit.request) else { return };
     let key = key_of(organization, &context.request_id);
-    let mut routed: Option<&RequestRouted> = None;
+    let mut routed: Option<&Arc<RequestRouted>> = None;
     let mut admitted: Option<&RequestAdmitted> = None;
     let mut last: Option<&AttemptEnded> = None;
     for fact in &commit.facts {

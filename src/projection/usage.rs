@@ -147,6 +147,8 @@ fn settle(last: &mut UsageRecord, settled: &RequestSettled) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::domain::{DeploymentId, ModelName, RequestId, Timestamp, UserId};
     use crate::records::Origin;
@@ -187,7 +189,7 @@ mod tests {
             at: Timestamp::from_millis(1_250),
             control_offset: 42,
             organization: Some(OrganizationId::parse("acme").unwrap()),
-            request: Some(context()),
+            request: Some(Arc::new(context())),
             facts,
         }
     }
@@ -249,7 +251,11 @@ mod tests {
         };
         vec![
             Fact::RequestAdmitted(admitted),
-            Fact::RequestRouted(RequestRouted { candidates: vec![candidate], max_attempts: 1, reasons: vec![] }),
+            Fact::RequestRouted(Arc::new(RequestRouted {
+                candidates: vec![candidate],
+                max_attempts: 1,
+                reasons: vec![],
+            })),
             Fact::AttemptStarted(AttemptStarted {
                 attempt: 1,
                 model: model(),

@@ -1,8 +1,13 @@
 //! `journal`: commits, the only authority on state and money. Key: organization. No content.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::ser::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::responses::Original;
 use super::{EnvelopeError, Origin, Outcome, Record, Topic, UsageSource};
@@ -42,7 +47,7 @@ pub struct CommitRecord {
     #[serde(default)]
     organization: Option<OrganizationId>,
     #[serde(default)]
-    request: Option<RequestContext>,
+    request: Option<Arc<RequestContext>>,
     facts: Vec<FactRecord>,
 }
 
@@ -72,7 +77,7 @@ pub struct Commit {
     pub at: Timestamp,
     pub control_offset: i64,
     pub organization: Option<OrganizationId>,
-    pub request: Option<RequestContext>,
+    pub request: Option<Arc<RequestContext>>,
     pub facts: Vec<Fact>,
 }
 
@@ -112,19 +117,133 @@ pub struct RequestContext {
     pub stream: bool,
 }
 
-/// A fact of a commit, in the past tense.
+macro_rules! facts {
+    ($($kind:ident: $variant:ident($of:ty)),* $(,)?) => {
+        /// A fact of a commit, in the past tense.
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum Fact {
+            $($variant($of)),*
+        }
+
+        const FACT_KINDS: &[&str] = &[$(stringify!($kind)),*];
+        const KNOWN_FACTS: &str = concat!("the facts", $(" ", stringify!($kind)),*);
+
+        /// A fact as it is written: one field of the envelope is set.
+        #[derive(Default, Serialize)]
+        struct Written<'a> {
+            kind: &'static str,
+            $($kind: Option<&'a $of>),*
+        }
+
+        impl<'a> From<&'a Fact> for Written<'a> {
+            fn from(fact: &'a Fact) -> Self {
+                match fact {
+                    $(Fact::$variant(fact) => Self { kind: stringify!($kind), $kind: Some(fact), ..Self::default() }),*
+                }
+            }
+        }
+
+        /// A field of a fact's envelope.
+        #[derive(Deserialize)]
+        #[serde(field_identifier, rename_all = "snake_case")]
+        enum Field {
+            Kind,
+            $($variant,)*
+            #[serde(other)]
+            Unknown,
+        }
+
+        impl FactRecord {
+            /// Reads the field that is set straight into the fact: an envelope of all of them would be large.
+            fn read<'de, A: MapAccess<'de>>(mut envelope: A) -> Result<Self, A::Error> {
+                let (mut kind, mut found) = (None::<Kind>, None::<(&str, Fact)>);
+                while let Some(field) = envelope.next_key::<Field>()? {
+                    match field {
+                        Field::Kind => kind = Some(envelope.next_value()?),
+                        $(Field::$variant => {
+                            let name = stringify!($kind);
+                            if let Some(fact) = envelope.next_value::<Option<$of>>()?
+                                && kind.as_ref().is_none_or(|kind| kind.0 == name)
+                            {
+                                found = Some((name, Fact::$variant(fact)));
+                            }
+                        })*
+                        Field::Unknown => _ = envelope.next_value::<IgnoredAny>()?,
+                    }
+                }
+                let kind = kind.ok_or_else(|| A::Error::missing_field("kind"))?.0;
+                Ok(Self(match found {
+                    Some((name, fact)) if kind == name => Ok(fact),
+                    _ if FACT_KINDS.contains(&&*kind) => Err(EnvelopeError::Missing { kind: kind.into_owned() }),
+                    _ => Err(EnvelopeError::UnknownKind { kind: kind.into_owned(), known: KNOWN_FACTS }),
+                }))
+            }
+        }
+    };
+}
+
+facts! {
+    request_admitted: RequestAdmitted(RequestAdmitted),
+    request_refused: RequestRefused(RequestRefused),
+    request_routed: RequestRouted(Arc<RequestRouted>),
+    attempt_started: AttemptStarted(AttemptStarted),
+    attempt_ended: AttemptEnded(Box<AttemptEnded>),
+    request_settled: RequestSettled(RequestSettled),
+    cancel_requested: CancelRequested(CancelRequested),
+    record_skipped: RecordSkipped(RecordSkipped),
+    attempt_progressed: AttemptProgressed(AttemptProgressed),
+    orphan_posted: OrphanPosted(OrphanPosted),
+}
+
+/// A fact as it is on the wire, or why there is none that this program knows.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Fact {
-    RequestAdmitted(RequestAdmitted),
-    RequestRefused(RequestRefused),
-    RequestRouted(RequestRouted),
-    AttemptStarted(AttemptStarted),
-    AttemptEnded(Box<AttemptEnded>),
-    RequestSettled(RequestSettled),
-    CancelRequested(CancelRequested),
-    RecordSkipped(RecordSkipped),
-    AttemptProgressed(AttemptProgressed),
-    OrphanPosted(OrphanPosted),
+struct FactRecord(Result<Fact, EnvelopeError>);
+
+impl Serialize for FactRecord {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let fact = self.0.as_ref().map_err(S::Error::custom)?;
+        Written::from(fact).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for FactRecord {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Envelope;
+        impl<'de> Visitor<'de> for Envelope {
+            type Value = FactRecord;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a fact's envelope")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, envelope: A) -> Result<FactRecord, A::Error> {
+                FactRecord::read(envelope)
+            }
+        }
+        deserializer.deserialize_map(Envelope)
+    }
+}
+
+/// The kind of a fact; a known one takes no memory of its own.
+struct Kind(Cow<'static, str>);
+
+impl<'de> Deserialize<'de> for Kind {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Name;
+        impl Visitor<'_> for Name {
+            type Value = Kind;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the kind of a fact")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Kind, E> {
+                let known = FACT_KINDS.iter().copied().find(|known| *known == name);
+                Ok(Kind(known.map_or_else(|| Cow::Owned(name.to_owned()), Cow::Borrowed)))
+            }
+        }
+        deserializer.deserialize_str(Name)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -292,82 +411,13 @@ pub struct OrphanPosted {
 
 /// What is on the journal, without the envelope.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "nearly all entries are commits; a box would cost each an allocation")]
 pub enum Entry {
     OwnershipTaken(OwnershipTaken),
     Commit(Commit),
 }
 
-/// A fact as it is on the wire.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-struct FactRecord {
-    kind: String,
-    #[serde(default)]
-    request_admitted: Option<RequestAdmitted>,
-    #[serde(default)]
-    request_refused: Option<RequestRefused>,
-    #[serde(default)]
-    request_routed: Option<RequestRouted>,
-    #[serde(default)]
-    attempt_started: Option<AttemptStarted>,
-    #[serde(default)]
-    attempt_ended: Option<Box<AttemptEnded>>,
-    #[serde(default)]
-    request_settled: Option<RequestSettled>,
-    #[serde(default)]
-    cancel_requested: Option<CancelRequested>,
-    #[serde(default)]
-    record_skipped: Option<RecordSkipped>,
-    #[serde(default)]
-    attempt_progressed: Option<AttemptProgressed>,
-    #[serde(default)]
-    orphan_posted: Option<OrphanPosted>,
-}
-
-const FACT_KINDS: &str = "request_admitted, request_refused, request_routed, attempt_started, attempt_ended, \
-                          request_settled, cancel_requested, record_skipped, attempt_progressed, orphan_posted";
-
 impl Record for JournalRecord {
     const TOPIC: Topic = Topic::Journal;
-}
-
-impl From<Fact> for FactRecord {
-    fn from(fact: Fact) -> Self {
-        let empty = |kind: &str| Self { kind: kind.to_owned(), ..Self::default() };
-        match fact {
-            Fact::RequestAdmitted(f) => Self { request_admitted: Some(f), ..empty("request_admitted") },
-            Fact::RequestRefused(f) => Self { request_refused: Some(f), ..empty("request_refused") },
-            Fact::RequestRouted(f) => Self { request_routed: Some(f), ..empty("request_routed") },
-            Fact::AttemptStarted(f) => Self { attempt_started: Some(f), ..empty("attempt_started") },
-            Fact::AttemptEnded(f) => Self { attempt_ended: Some(f), ..empty("attempt_ended") },
-            Fact::RequestSettled(f) => Self { request_settled: Some(f), ..empty("request_settled") },
-            Fact::CancelRequested(f) => Self { cancel_requested: Some(f), ..empty("cancel_requested") },
-            Fact::RecordSkipped(f) => Self { record_skipped: Some(f), ..empty("record_skipped") },
-            Fact::AttemptProgressed(f) => Self { attempt_progressed: Some(f), ..empty("attempt_progressed") },
-            Fact::OrphanPosted(f) => Self { orphan_posted: Some(f), ..empty("orphan_posted") },
-        }
-    }
-}
-
-impl TryFrom<FactRecord> for Fact {
-    type Error = EnvelopeError;
-
-    fn try_from(record: FactRecord) -> Result<Self, EnvelopeError> {
-        let fact = match record.kind.as_str() {
-            "request_admitted" => record.request_admitted.map(Self::RequestAdmitted),
-            "request_refused" => record.request_refused.map(Self::RequestRefused),
-            "request_routed" => record.request_routed.map(Self::RequestRouted),
-            "attempt_started" => record.attempt_started.map(Self::AttemptStarted),
-            "attempt_ended" => record.attempt_ended.map(Self::AttemptEnded),
-            "request_settled" => record.request_settled.map(Self::RequestSettled),
-            "cancel_requested" => record.cancel_requested.map(Self::CancelRequested),
-            "record_skipped" => record.record_skipped.map(Self::RecordSkipped),
-            "attempt_progressed" => record.attempt_progressed.map(Self::AttemptProgressed),
-            "orphan_posted" => record.orphan_posted.map(Self::OrphanPosted),
-            _ => return Err(EnvelopeError::UnknownKind { kind: record.kind, known: FACT_KINDS }),
-        };
-        fact.ok_or(EnvelopeError::Missing { kind: record.kind })
-    }
 }
 
 impl From<Entry> for JournalRecord {
@@ -377,7 +427,7 @@ impl From<Entry> for JournalRecord {
                 Self { kind: "ownership_taken".to_owned(), ownership_taken: Some(taken), commit: None }
             }
             Entry::Commit(c) => {
-                let facts = c.facts.into_iter().map(FactRecord::from).collect();
+                let facts = c.facts.into_iter().map(|fact| FactRecord(Ok(fact))).collect();
                 let commit = CommitRecord {
                     tenure: c.tenure,
                     sequence: c.sequence,
@@ -413,7 +463,7 @@ impl TryFrom<JournalRecord> for Entry {
                     control_offset: c.control_offset,
                     organization: c.organization,
                     request: c.request,
-                    facts: c.facts.into_iter().map(Fact::try_from).collect::<Result<_, _>>()?,
+                    facts: c.facts.into_iter().map(|fact| fact.0).collect::<Result<_, _>>()?,
                 }))
             }
             _ => Err(EnvelopeError::UnknownKind { kind: record.kind, known: "ownership_taken, commit" }),
@@ -494,10 +544,9 @@ mod tests {
 
     #[test]
     fn an_unknown_fact_is_an_error_that_names_it() {
-        let mut record = JournalRecord::from(commit(1, 0));
-        if let Some(commit) = &mut record.commit {
-            commit.facts[0].kind = "budget_reserved".into();
-        }
+        let json = serde_json::to_string(&JournalRecord::from(commit(1, 0))).unwrap();
+        let record: JournalRecord =
+            serde_json::from_str(&json.replace("\"record_skipped\",", "\"budget_reserved\",")).unwrap();
         let error = Entry::try_from(record).unwrap_err();
         assert!(error.to_string().contains("budget_reserved"), "{error}");
     }

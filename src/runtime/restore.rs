@@ -253,7 +253,7 @@ impl Restore {
         end: i64,
         handle: &tokio::runtime::Handle,
     ) -> Result<(i64, Entry), Error> {
-        let begun = Instant::now();
+        let mut waits_since = None;
         loop {
             match consumer.poll(Duration::from_millis(100)) {
                 Some(Ok(message)) => {
@@ -265,7 +265,7 @@ impl Restore {
                 Some(Err(KafkaError::PartitionEOF(_))) | None => {}
                 Some(Err(source)) => return Err(Error::Kafka { partition, source }),
             }
-            if begun.elapsed() > STALL {
+            if waits_since.get_or_insert_with(Instant::now).elapsed() > STALL {
                 return Err(Error::Stalled { partition, offset: next, end });
             }
         }

@@ -1,6 +1,7 @@
 //! `tollstream audit` on the logs of a gateway that ran, and on the same logs with something false on them.
 
 use std::process::Command;
+use std::sync::Arc;
 
 use serde_json::Value;
 use tollstream::config::Config;
@@ -104,7 +105,7 @@ async fn settle_out_of_nowhere(world: &World, partition: i32) {
         at: clock::now(),
         control_offset: 0,
         organization: Some(OrganizationId::parse(ORGANIZATION).expect("an id")),
-        request: Some(request("nowhere")),
+        request: Some(Arc::new(request("nowhere"))),
         facts: vec![Fact::RequestSettled(settled)],
     }))
     .await;

@@ -1,6 +1,7 @@
 //! A journal as its owners write it, former owners and repeats included, and what it says was spent.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tollstream::domain::ids::partition_of;
 use tollstream::domain::{
@@ -181,7 +182,7 @@ pub fn commit(organization: &str, request: &str, tenure: i64, sequence: i64, tim
         at: Timestamp::from_millis(received_at.as_millis() + 321),
         control_offset: 12,
         organization: Some(OrganizationId::parse(organization).unwrap()),
-        request: Some(RequestContext {
+        request: Some(Arc::new(RequestContext {
             request_id: RequestId::parse(request).unwrap(),
             lane: 0,
             key_id: Some(KeyId::parse("key-1").unwrap()),
@@ -198,7 +199,7 @@ pub fn commit(organization: &str, request: &str, tenure: i64, sequence: i64, tim
             traceparent: None,
             received_at,
             stream: true,
-        }),
+        })),
         facts,
     })
 }
