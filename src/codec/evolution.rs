@@ -5,7 +5,7 @@
 
 use apache_avro::Schema;
 use apache_avro::reader::datum::GenericDatumReader;
-use apache_avro::schema::ResolvedSchema;
+use apache_avro::schema::{RecordField, RecordSchema, ResolvedSchema};
 use apache_avro::types::Value;
 use apache_avro::writer::datum::GenericDatumWriter;
 use serde::Serialize;
@@ -15,7 +15,7 @@ use serde_json::{Map, Value as Json, json};
 use crate::random::Random;
 use crate::records::control::ControlRecord;
 use crate::records::dead_letters::DeadLetter;
-use crate::records::journal::JournalRecord;
+use crate::records::journal::{FACT_KINDS, JournalRecord};
 use crate::records::requests::RequestRecord;
 use crate::records::responses::ResponseRecord;
 use crate::records::state::StateRecord;
@@ -33,7 +33,7 @@ impl Random {
     }
 }
 
-/// A datum of the schema whose values our types take: identifiers, counts that are not negative.
+/// A datum of the schema whose values our types take: identifiers, counts that are not negative, facts of a known kind.
 fn generate(schema: &Schema, names: &ResolvedSchema<'_>, random: &mut Random) -> Value {
     match schema {
         Schema::Null => Value::Null,
@@ -52,6 +52,7 @@ fn generate(schema: &Schema, names: &ResolvedSchema<'_>, random: &mut Random) ->
             let branch = random.below(union.variants().len() as u64) as u32;
             Value::Union(branch, Box::new(generate(&union.variants()[branch as usize], names, random)))
         }
+        Schema::Record(record) if record.name.name() == "Fact" => fact(record, names, random),
         Schema::Record(record) => {
             Value::Record(record.fields.iter().map(|f| (f.name.clone(), generate(&f.schema, names, random))).collect())
         }
@@ -62,6 +63,21 @@ fn generate(schema: &Schema, names: &ResolvedSchema<'_>, random: &mut Random) ->
         Schema::Ref { name } => generate(names.get_names()[name], names, random),
         other => panic!("the schemas have no {other:?} yet"),
     }
+}
+
+/// A fact's envelope: the kind says which field is set.
+fn fact(record: &RecordSchema, names: &ResolvedSchema<'_>, random: &mut Random) -> Value {
+    let known: Vec<&str> = record.fields.iter().map(|f| f.name.as_str()).filter(|n| FACT_KINDS.contains(n)).collect();
+    let kind = known[random.below(known.len() as u64) as usize];
+    let mut field = |field: &RecordField| match &field.schema {
+        Schema::String if field.name == "kind" => Value::String(kind.to_owned()),
+        Schema::Union(union) if known.contains(&field.name.as_str()) => {
+            let branch = usize::from(field.name == kind);
+            Value::Union(branch as u32, Box::new(generate(&union.variants()[branch], names, random)))
+        }
+        added => generate(added, names, random),
+    };
+    Value::Record(record.fields.iter().map(|f| (f.name.clone(), field(f))).collect())
 }
 
 fn prove(topic: Topic, writer: &str, what: &str) {

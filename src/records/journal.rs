@@ -125,7 +125,7 @@ macro_rules! facts {
             $($variant($of)),*
         }
 
-        const FACT_KINDS: &[&str] = &[$(stringify!($kind)),*];
+        pub(crate) const FACT_KINDS: &[&str] = &[$(stringify!($kind)),*];
         const KNOWN_FACTS: &str = concat!("the facts", $(" ", stringify!($kind)),*);
 
         /// A fact as it is written: one field of the envelope is set.
