@@ -11,6 +11,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::{Message as _, Offset, TopicPartitionList};
 
+use super::Place;
 use super::frames::{Begins, REPUBLISHED_AFTER_MAX, Retained};
 use super::journal::Settings;
 use super::reader::{Error, Reader};
@@ -239,7 +240,8 @@ impl Asker<'_> {
         let extent = Extent { topic: Topic::Journal, partition, offsets: range.clone() };
         if range.start > 0 {
             self.reader.each(&extent, |message| {
-                if let Entry::Commit(commit) = self.reader.entry(message)? {
+                let place = Place { topic: Topic::Journal, partition, offset: message.offset() };
+                if let Entry::Commit(commit) = self.reader.entry(place, message.payload().unwrap_or_default())? {
                     tenure = commit.tenure;
                 }
                 Ok(ControlFlow::Break(()))

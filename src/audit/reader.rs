@@ -30,7 +30,8 @@ use crate::domain::ids::partition_of;
 use crate::records::journal::{Entry, JournalRecord};
 use crate::records::responses::{Frame, ResponseRecord};
 use crate::records::state::Marker;
-use crate::records::{Record, Topic};
+use crate::records::{EnvelopeError, Record, Topic};
+use crate::runtime::ahead::{Ahead, read_ahead};
 use crate::runtime::{checkpoints, kafka};
 
 /// How long nothing may come although the end is not reached, and how long the registry may be away.
@@ -134,9 +135,10 @@ impl Reader {
         }
         journal.compare(self.checkpoints(*partition)?);
         let bound = |error| Error::Bound { partition: *partition, source: error };
-        self.each(&source.journal, |message| {
-            journal.take(message.offset(), &self.entry(message)?).map_err(bound)?;
-            Ok(ControlFlow::Continue(()))
+        let read = |ahead: &mut Ahead| self.each_given(&source.journal, ahead);
+        read_ahead(read, |offset, payload| {
+            let place = Place { topic: Topic::Journal, partition: *partition, offset };
+            journal.take(offset, &self.entry(place, payload)?).map_err(bound)
         })?;
         Ok(journal.finish(scope.now))
     }
@@ -172,17 +174,17 @@ impl Reader {
     /// Reads a partition of `responses`.
     fn frames(&self, answers: &Answers, partitions: u32, remembered: &Remembered) -> Checked {
         let mut checked = Checked { findings: Findings::default(), frames: 0, failed: None };
-        let read = self.each(&answers.extent, |message| {
-            let unreadable = |detail| Error::Unreadable { place: place(Topic::Responses, message), detail };
-            let record: ResponseRecord = self.decode(message)?;
-            let frame = Frame::try_from(record).map_err(|e| unreadable(e.to_string()))?;
+        let read = |ahead: &mut Ahead| self.each_given(&answers.extent, ahead);
+        let read = read_ahead(read, |offset, payload| {
+            let place = Place { topic: Topic::Responses, partition: answers.extent.partition, offset };
+            let unreadable = |e: EnvelopeError| Error::Unreadable { place, detail: e.to_string() };
+            let frame = Frame::try_from(self.decode::<ResponseRecord>(place, payload)?).map_err(unreadable)?;
             let owner = remembered.get(&partition_of(frame.organization.as_str(), partitions));
             if let Some(requests) = owner {
                 let mut requests = requests.lock().unwrap_or_else(PoisonError::into_inner);
-                let place = place(Topic::Responses, message);
                 checked.frames += u64::from(requests.take(place, &frame, answers.retained, &mut checked.findings));
             }
-            Ok(ControlFlow::Continue(()))
+            Ok(())
         });
         checked.failed = read.err();
         checked
@@ -245,14 +247,18 @@ impl Reader {
         ended
     }
 
-    pub(super) fn entry(&self, message: &BorrowedMessage<'_>) -> Result<Entry, Error> {
-        let unreadable = |detail| Error::Unreadable { place: place(Topic::Journal, message), detail };
-        Entry::try_from(self.decode::<JournalRecord>(message)?).map_err(|e| unreadable(e.to_string()))
+    /// Gives the records of the extent on.
+    fn each_given(&self, extent: &Extent, ahead: &mut Ahead) -> Result<(), Error> {
+        self.each(extent, |message| Ok(ahead.give(message.offset(), message.payload().unwrap_or_default())))
     }
 
-    fn decode<T: Record + DeserializeOwned>(&self, message: &BorrowedMessage<'_>) -> Result<T, Error> {
-        let decoded = self.decode_payload(message.payload().unwrap_or_default());
-        decoded.map_err(|e| Error::Unreadable { place: place(T::TOPIC, message), detail: e.to_string() })
+    pub(super) fn entry(&self, place: Place, payload: &[u8]) -> Result<Entry, Error> {
+        let unreadable = |e: EnvelopeError| Error::Unreadable { place, detail: e.to_string() };
+        Entry::try_from(self.decode::<JournalRecord>(place, payload)?).map_err(unreadable)
+    }
+
+    fn decode<T: Record + DeserializeOwned>(&self, place: Place, payload: &[u8]) -> Result<T, Error> {
+        self.decode_payload(payload).map_err(|e| Error::Unreadable { place, detail: e.to_string() })
     }
 
     fn decode_payload<T: Record + DeserializeOwned>(&self, payload: &[u8]) -> Result<T, codec::Error> {
@@ -270,10 +276,6 @@ impl Reader {
             }
         }
     }
-}
-
-fn place(topic: Topic, message: &BorrowedMessage<'_>) -> Place {
-    Place { topic, partition: message.partition(), offset: message.offset() }
 }
 
 /// Works on the items on as many threads as there are processors; the results are in the order of the items.

@@ -10,10 +10,12 @@ use bytes::Bytes;
 use rdkafka::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
+use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
+use super::ahead::{Ahead, read_ahead};
 use super::publisher::{Deliveries, Outgoing, Publisher};
 use super::room::{Hold, Room};
 use super::{checkpoints, clock, kafka};
@@ -25,7 +27,7 @@ use crate::processor::tenure::Tenure;
 use crate::processor::{State, checkpoint, fold, key_of};
 use crate::records::journal::{Entry, JournalRecord, OwnershipTaken, Tenancy};
 use crate::records::requests::{Request, RequestRecord};
-use crate::records::{EnvelopeError, Record, Topic};
+use crate::records::{Record, Topic};
 
 /// How long one question to the broker may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -147,7 +149,9 @@ impl Restore {
             let restored = match restored {
                 Ok(state) => {
                     assign(consumer, &topic, partition, offset).map_err(|source| Error::Kafka { partition, source })?;
-                    let (at, entry) = self.next_entry(consumer, partition, offset, journal.end, handle)?;
+                    let message = next_message(consumer, partition, offset, journal.end)?;
+                    let at = message.offset();
+                    let entry = self.entry(partition, at, message.payload().unwrap_or_default(), handle)?;
                     checkpoint::tenancy(marker, Some(&entry).filter(|_| at == offset)).map(|tenancy| (tenancy, state))
                 }
                 Err(error) => Err(error),
@@ -237,43 +241,33 @@ impl Restore {
         end: i64,
         handle: &tokio::runtime::Handle,
     ) -> Result<(), Error> {
-        while fold.next < end {
-            let (offset, entry) = self.next_entry(consumer, fold.partition, fold.next, end, handle)?;
-            fold.take(offset, &entry);
-        }
-        Ok(())
-    }
-
-    /// The next entry that the consumer comes to; there is one, at `next` or before `end`.
-    fn next_entry(
-        &self,
-        consumer: &BaseConsumer,
-        partition: i32,
-        next: i64,
-        end: i64,
-        handle: &tokio::runtime::Handle,
-    ) -> Result<(i64, Entry), Error> {
-        let mut waits_since = None;
-        loop {
-            match consumer.poll(Duration::from_millis(100)) {
-                Some(Ok(message)) => {
-                    let offset = message.offset();
-                    let entry = self.entry(message.payload().unwrap_or_default(), handle);
-                    let entry = entry.map_err(|detail| Error::Unreadable { partition, offset, detail })?;
-                    return Ok((offset, entry));
+        let (partition, mut next) = (fold.partition, fold.next);
+        let read = |ahead: &mut Ahead| {
+            while next < end {
+                let message = next_message(consumer, partition, next, end)?;
+                next = message.offset() + 1;
+                if ahead.give(message.offset(), message.payload().unwrap_or_default()).is_break() {
+                    break;
                 }
-                Some(Err(KafkaError::PartitionEOF(_))) | None => {}
-                Some(Err(source)) => return Err(Error::Kafka { partition, source }),
             }
-            if waits_since.get_or_insert_with(Instant::now).elapsed() > STALL {
-                return Err(Error::Stalled { partition, offset: next, end });
-            }
-        }
+            Ok(())
+        };
+        read_ahead(read, |offset, payload| {
+            fold.take(offset, &self.entry(partition, offset, payload, handle)?);
+            Ok(())
+        })
     }
 
-    fn entry(&self, payload: &[u8], handle: &tokio::runtime::Handle) -> Result<Entry, String> {
-        let record = self.decode::<JournalRecord>(payload, handle).map_err(|e| e.to_string())?;
-        Entry::try_from(record).map_err(|e: EnvelopeError| e.to_string())
+    fn entry(
+        &self,
+        partition: i32,
+        offset: i64,
+        payload: &[u8],
+        handle: &tokio::runtime::Handle,
+    ) -> Result<Entry, Error> {
+        let unreadable = |detail| Error::Unreadable { partition, offset, detail };
+        let record = self.decode::<JournalRecord>(payload, handle).map_err(|e| unreadable(e.to_string()))?;
+        Entry::try_from(record).map_err(|e| unreadable(e.to_string()))
     }
 
     fn decode<T: Record + DeserializeOwned>(
@@ -315,6 +309,26 @@ impl Restore {
             Some(Ok(offset)) => Ok(offset),
             Some(Err(source)) => Err(Error::Kafka { partition, source }),
             None => Err(Error::Kafka { partition, source: KafkaError::Canceled }),
+        }
+    }
+}
+
+/// The next record that the consumer comes to; there is one, at `next` or before `end`.
+fn next_message<'a>(
+    consumer: &'a BaseConsumer,
+    partition: i32,
+    next: i64,
+    end: i64,
+) -> Result<BorrowedMessage<'a>, Error> {
+    let mut waits_since = None;
+    loop {
+        match consumer.poll(Duration::from_millis(100)) {
+            Some(Ok(message)) => return Ok(message),
+            Some(Err(KafkaError::PartitionEOF(_))) | None => {}
+            Some(Err(source)) => return Err(Error::Kafka { partition, source }),
+        }
+        if waits_since.get_or_insert_with(Instant::now).elapsed() > STALL {
+            return Err(Error::Stalled { partition, offset: next, end });
         }
     }
 }
