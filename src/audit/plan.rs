@@ -92,7 +92,9 @@ impl Plan {
             scope.partitions.is_empty() || scope.partitions.iter().any(|range| range.contains(partition))
         };
         let audited: Vec<i32> = all.iter().copied().filter(wanted).collect();
-        if audited.is_empty() {
+        let beyond =
+            scope.partitions.iter().map(RangeInclusive::end).find(|last| **last as i64 >= i64::from(partitions));
+        if audited.is_empty() || beyond.is_some() {
             return Err(Error::NoPartition { partitions });
         }
         let mut committed = if scope.to.is_none() { asker.committed(&audited)? } else { BTreeMap::new() };
@@ -117,6 +119,10 @@ impl Plan {
                 requests: requests.remove(&partition).unwrap_or(0..0),
                 committed: committed.remove(&partition),
             });
+        }
+        let is_range = scope.from.is_some() || scope.to.is_some();
+        if is_range && sources.iter().all(|source| source.journal.offsets.is_empty()) {
+            return Err(Error::NothingInRange);
         }
         Ok(Self { partitions, sources, answers, since: since.unwrap_or(Timestamp::from_millis(i64::MAX)), parts })
     }

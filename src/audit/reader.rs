@@ -50,10 +50,14 @@ pub enum Error {
     Kafka { brokers: String, source: KafkaError },
     #[error("there is no topic {topic}; `tollstream topology apply` makes ours")]
     NoTopic { topic: String },
-    #[error("the topics have {partitions} partitions, and none of those asked for")]
+    #[error("the topics have the partitions 0 to {}, and not all of those asked for", .partitions.saturating_sub(1))]
     NoPartition { partitions: u32 },
+    #[error("the journal has no record in that range of time; look at --from and --to")]
+    NothingInRange,
     #[error("{topic}/{partition}: nothing came for {} s before offset {end}", STALL.as_secs())]
     Stalled { topic: &'static str, partition: i32, end: i64 },
+    #[error(transparent)]
+    Registry(codec::Error),
     #[error("{place} cannot be understood: {detail}")]
     Unreadable { place: Place, detail: String },
     #[error("journal/{partition}: {source}")]
@@ -178,7 +182,16 @@ impl Reader {
         let read = read_ahead(read, |offset, payload| {
             let place = Place { topic: Topic::Responses, partition: answers.extent.partition, offset };
             let unreadable = |e: EnvelopeError| Error::Unreadable { place, detail: e.to_string() };
-            let frame = Frame::try_from(self.decode::<ResponseRecord>(place, payload)?).map_err(unreadable)?;
+            let record = self.decode::<ResponseRecord>(place, payload);
+            let frame = match record.and_then(|record| Frame::try_from(record).map_err(unreadable)) {
+                Ok(frame) => frame,
+                // What is behind it can be checked all the same.
+                Err(error @ Error::Unreadable { .. }) => {
+                    checked.failed.get_or_insert(error);
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            };
             let owner = remembered.get(&partition_of(frame.organization.as_str(), partitions));
             if let Some(requests) = owner {
                 let mut requests = requests.lock().unwrap_or_else(PoisonError::into_inner);
@@ -186,7 +199,7 @@ impl Reader {
             }
             Ok(())
         });
-        checked.failed = read.err();
+        checked.failed = read.err().or(checked.failed);
         checked
     }
 
@@ -258,7 +271,10 @@ impl Reader {
     }
 
     fn decode<T: Record + DeserializeOwned>(&self, place: Place, payload: &[u8]) -> Result<T, Error> {
-        self.decode_payload(payload).map_err(|e| Error::Unreadable { place, detail: e.to_string() })
+        self.decode_payload(payload).map_err(|error| match error {
+            error @ codec::Error::Registry { .. } => Error::Registry(error),
+            error => Error::Unreadable { place, detail: error.to_string() },
+        })
     }
 
     fn decode_payload<T: Record + DeserializeOwned>(&self, payload: &[u8]) -> Result<T, codec::Error> {

@@ -245,6 +245,10 @@ pub(super) fn check(config: &Config) -> Result<(), Error> {
 }
 
 fn check_kafka(kafka: &Kafka) -> Result<(), Error> {
+    if kafka.brokers.split(',').any(|broker| broker.trim().is_empty()) {
+        let problem = "must be host:port, or several of them with commas between";
+        return Err(Error::Invalid { key: "kafka.brokers", value: kafka.brokers.clone(), problem });
+    }
     let protocol = kafka.security_protocol;
     let sasl = [
         ("kafka.sasl_mechanism", kafka.sasl_mechanism.is_some()),
@@ -324,6 +328,8 @@ mod tests {
         let path = file.path().display();
         let sasl = "sasl_mechanism = 'PLAIN'\nsasl_username = 'u'\nsasl_password = 'env:PASSWORD'";
         for (text, parts) in [
+            ("[kafka]\nbrokers = ''".to_owned(), ["kafka.brokers", "host:port"]),
+            ("[kafka]\nbrokers = 'a:9092,'".to_owned(), ["kafka.brokers", "host:port"]),
             ("[kafka]\nsecurity_protocol = 'sasl_ssl'".to_owned(), ["kafka.sasl_mechanism is missing", TAKES_SASL]),
             (
                 "[kafka]\nsecurity_protocol = 'sasl_ssl'\nsasl_mechanism = 'PLAIN'\nsasl_username = 'u'".to_owned(),

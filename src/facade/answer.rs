@@ -75,6 +75,11 @@ impl Answer {
         self.listener.slot.is_replay()
     }
 
+    /// The answer is an error that a repeat would get again.
+    pub fn is_final(&self) -> bool {
+        self.listener.slot.is_final()
+    }
+
     /// The response is decided and is no stream.
     pub fn ended(mut self, outcome: Outcome) {
         self.outcome = Some(outcome);

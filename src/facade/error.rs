@@ -198,13 +198,14 @@ impl From<Refusal> for ApiError {
 }
 
 /// The error of a terminal whose answer is not whole; one without an error of its own is named by its outcome. Who asked
-/// with an `Idempotency-Key` knows nothing of the request's id, which comes from it.
-pub fn of_terminal(terminal: Terminal, idempotent: bool) -> ApiError {
+/// with an `Idempotency-Key` knows nothing of the request's id, which comes from it; and when a repeat would get the same
+/// error (`is_final`), there is no use in asking it to repeat the request.
+pub fn of_terminal(terminal: Terminal, idempotent: bool, is_final: bool) -> ApiError {
     let outcome = terminal.outcome;
     if idempotent && terminal.error.as_ref().is_some_and(|error| error.code == refusal::REQUEST_ID_REUSED) {
         return Refusal::KeyReused.into();
     }
-    terminal.error.unwrap_or_else(|| {
+    let mut error = terminal.error.unwrap_or_else(|| {
         let (status, code) = match outcome {
             Outcome::Cancelled => (CLIENT_CLOSED_REQUEST, "request_cancelled"),
             Outcome::Interrupted => (502, "answer_interrupted"),
@@ -219,7 +220,12 @@ pub fn of_terminal(terminal: Terminal, idempotent: bool) -> ApiError {
             param: None,
             retry_after_ms: None,
         }
-    })
+    });
+    if is_final && (error.status >= 500 || error.status == 429) {
+        error.retry_after_ms = None;
+        error.message.push_str("; this is the answer of its Idempotency-Key: to ask anew, use another one");
+    }
+    error
 }
 
 /// The refusal of a model name that cannot exist.

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use serde::Serialize;
 
 use super::error::{self, Refusal, X_REQUEST_ID, value};
-use super::routes::App;
+use super::routes::{App, PathId, named};
 use super::{authenticate, request};
 use crate::control::Tables;
 use crate::domain::ModelName;
@@ -80,12 +80,8 @@ pub async fn list(State(app): State<Arc<App>>, headers: HeaderMap, RawQuery(quer
     respond(&headers, listed)
 }
 
-pub async fn one(
-    State(app): State<Arc<App>>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-    RawQuery(query): RawQuery,
-) -> Response {
+pub async fn one(State(app): State<Arc<App>>, id: PathId, headers: HeaderMap, RawQuery(query): RawQuery) -> Response {
+    let id = named(id);
     let tables = (app.control)();
     let found = authenticate::caller(&tables, &headers, query.as_deref()).and_then(|_| find(&tables, &id));
     respond(&headers, found)

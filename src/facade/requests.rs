@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
@@ -14,14 +14,15 @@ use super::answer::Answer;
 use super::authenticate;
 use super::error::{self, Refusal, X_REQUEST_ID, value};
 use super::respond::{outcome_of, respond};
-use super::routes::App;
+use super::routes::{App, PathId, named};
 use super::{again, request};
 use crate::config::millis;
 use crate::domain::{RequestId, RequestKey};
 use crate::records::responses::ApiError;
 
 /// `GET /v1/requests/{id}/events`: goes on with a stream behind an event.
-pub async fn events(State(app): State<Arc<App>>, Path(id): Path<String>, http: Request) -> Response {
+pub async fn events(State(app): State<Arc<App>>, id: PathId, http: Request) -> Response {
+    let id = named(id);
     let began = Instant::now();
     let (parts, _) = http.into_parts();
     match read(&app, &id, &parts) {
@@ -48,7 +49,8 @@ struct Cancelling<'a> {
 }
 
 /// `POST /v1/requests/{id}/cancel`: 202 once the cancel is durable; whether there is something to cancel, its owner knows.
-pub async fn cancel(State(app): State<Arc<App>>, Path(id): Path<String>, http: Request) -> Response {
+pub async fn cancel(State(app): State<Arc<App>>, id: PathId, http: Request) -> Response {
+    let id = named(id);
     let (parts, _) = http.into_parts();
     match cancelled(&app, &id, &parts).await {
         Ok(id) => {

@@ -21,6 +21,9 @@ const COST_HEADER: HeaderName = HeaderName::from_static("x-tollstream-cost-usd")
 /// Set when the answer is the one to an earlier, equal request; named as others name it.
 const REPLAYED_HEADER: HeaderName = HeaderName::from_static("idempotent-replayed");
 
+/// OpenAI's SDKs repeat a request after many errors, unless this says otherwise.
+const SHOULD_RETRY_HEADER: HeaderName = HeaderName::from_static("x-should-retry");
+
 /// Status and headers, as soon as they are known.
 pub async fn respond(app: &App, id: &RequestId, mut answer: Answer, stream: bool, began: Instant) -> Response {
     let beginning = answer.beginning(stream).await;
@@ -36,8 +39,16 @@ pub async fn respond(app: &App, id: &RequestId, mut answer: Answer, stream: bool
             whole(id, *terminal, replayed)
         }
         Some(Beginning::Failed(error)) => {
+            let (replayed, is_final) = (answer.is_replay(), answer.is_final());
             answer.ended(outcome_of(&error));
-            error::response(&error, id)
+            let mut response = error::response(&error, id);
+            if replayed {
+                response.headers_mut().insert(REPLAYED_HEADER, HeaderValue::from_static("true"));
+            }
+            if is_final {
+                response.headers_mut().insert(SHOULD_RETRY_HEADER, HeaderValue::from_static("false"));
+            }
+            response
         }
     }
 }

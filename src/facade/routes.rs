@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodRouter, get, post};
@@ -57,6 +59,14 @@ pub const ROUTES: [Route<Arc<App>>; 9] = [
     Route::new("get", "/health/ready", || get(ready)),
     Route::new("get", "/openapi.json", || get(openapi)),
 ];
+
+/// What of the path stands for a name.
+pub type PathId = Result<Path<String>, PathRejection>;
+
+/// The name; one that is no text becomes one that nothing has.
+pub fn named(id: PathId) -> String {
+    id.map_or_else(|_| char::REPLACEMENT_CHARACTER.to_string(), |Path(id)| id)
+}
 
 /// The router of these routes; what else is asked gets 404 and 405 in OpenAI's shape.
 pub fn router<S: Clone + Send + Sync + 'static>(routes: &[Route<S>], state: S) -> Router {

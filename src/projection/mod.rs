@@ -383,7 +383,7 @@ impl Running {
             kafka.partition = number,
             kafka.offset = offset,
             error = why,
-            "a journal partition is not projected any further; upgrade this process, or mend the journal"
+            "a journal partition is not projected any further; run the version that wrote it (nobody but gateways may write there: docs/production.md)"
         );
         partition.stopped = Some(format!("{}/{number} stops at offset {offset}: {why}", member.topic()));
         member.pause(number);

@@ -41,7 +41,10 @@ pub enum Error {
     #[error("journal/{partition}: {source}")]
     Publish { partition: i32, source: super::publisher::Error },
     /// Skipping it would silently change balances: the partition stays closed until a program that knows it is run.
-    #[error("journal/{partition} offset {offset} cannot be understood: {detail}; run the version that wrote it")]
+    #[error(
+        "journal/{partition} offset {offset} cannot be understood: {detail}; run the version that wrote it (nobody but \
+         gateways may write there: docs/production.md)"
+    )]
     Unreadable { partition: i32, offset: i64, detail: String },
     #[error("journal/{partition}: the partition was given away before it was taken over")]
     GivenUp { partition: i32 },

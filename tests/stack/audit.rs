@@ -171,6 +171,13 @@ async fn real_logs_hold_and_what_is_false_on_them_is_found() {
     let first = |name: &str| check(&report, name)["first"][0].clone();
     assert_eq!((first("I1")["request_id"].as_str(), first("I1")["topic"].as_str()), (Some("nowhere"), Some("journal")));
     assert_eq!((first("I2")["request_id"].as_str(), first("I2")["offset"].as_i64()), (Some("promised"), Some(offset)));
+    // What is behind a record of `responses` that cannot be understood is looked at all the same.
+    world.produce_to(Topic::Responses, 0, b"not a frame").await;
+    let behind = answer_out_of_nowhere(&world).await;
+    let (_, report) = audit(&world.config, &[]);
+    let i2 = check(&report, "I2");
+    assert_eq!(i2["first"][1]["offset"].as_i64(), Some(behind), "{report:#}");
+    assert!(i2["could_not_look"][0].as_str().is_some_and(|why| why.contains("responses/0")), "{report:#}");
 }
 
 #[tokio::test]
@@ -181,7 +188,9 @@ async fn an_audit_that_cannot_look_says_so() {
         assert_eq!((code, &report["verdict"]), (Some(2), &Value::from("could_not_look")), "{report}");
         assert!(report["error"].as_str().is_some_and(|error| error.contains(why)), "{report}");
     };
-    unable(&config, &["--partition", "4-9"], "none of those");
+    unable(&config, &["--partition", "4-9"], "not all of those");
+    unable(&config, &["--partition", "0,99"], "not all of those");
+    unable(&config, &["--from", "2999-01-01T00:00:00Z"], "no record in that range");
     let mut away = config.clone();
     away.kafka.brokers = "127.0.0.1:1".into();
     unable(&away, &[], "127.0.0.1:1");

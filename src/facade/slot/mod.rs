@@ -161,6 +161,8 @@ struct Inner {
     /// Something came from the log, or went to the client, since that was last asked.
     progressed: bool,
     end: Option<End>,
+    /// The end is an error, and the answer of an `Idempotency-Key`: who repeats the request gets it again.
+    is_final: bool,
     waker: Option<Waker>,
 }
 
@@ -280,6 +282,7 @@ impl Slot {
                     return Err(Step::Repeats(original));
                 }
                 let end = self.end(&inner, frame, terminal);
+                inner.is_final = matches!(end, End::Failed(_)) && self.is_kept(frame);
                 if self.asked.stream && matches!(end, End::Completed(_)) {
                     self.shared.metrics.waiting_bytes(sse::DONE.len());
                     inner.out.extend_from_slice(sse::DONE);
@@ -310,7 +313,7 @@ impl Slot {
 
     fn end(&self, inner: &Inner, frame: &Frame, terminal: &Terminal) -> End {
         if terminal.outcome != Outcome::Completed {
-            return End::Failed(error::of_terminal(terminal.clone(), self.asked.idempotent));
+            return End::Failed(error::of_terminal(terminal.clone(), self.asked.idempotent, self.is_kept(frame)));
         }
         let fault = if self.asked.stream {
             inner.reassembly.terminal(frame.attempt, frame.sequence, terminal.outcome).err()
@@ -321,6 +324,16 @@ impl Slot {
             Some(fault) => End::Failed(inner.refusal_of(fault).into()),
             None => End::Completed(Box::new(terminal.clone())),
         }
+    }
+
+    /// Whether the terminal is that of every repeat, too: a request that was refused before any call is tried anew.
+    fn is_kept(&self, terminal: &Frame) -> bool {
+        self.asked.idempotent && terminal.attempt > 0
+    }
+
+    /// The answer is an error that a repeat would get again.
+    pub fn is_final(&self) -> bool {
+        self.lock().is_final
     }
 
     /// The request is acknowledged.
@@ -434,6 +447,7 @@ impl Inner {
             settled: false,
             progressed: false,
             end: None,
+            is_final: false,
             waker: None,
         }
     }

@@ -66,6 +66,39 @@ async fn equal_requests_with_one_key_get_one_answer() {
 }
 
 #[tokio::test]
+async fn an_error_that_is_the_answer_of_a_key_says_that_a_repeat_is_of_no_use() {
+    let mut facade = Facade::start().await;
+    let unavailable = |attempt| {
+        let error = ApiError { status: 503, retry_after_ms: Some(0), ..ApiError::from(Refusal::Stopping) };
+        let terminal = Terminal { error: Some(error), ..Terminal::of(Outcome::Interrupted) };
+        Frame { body: FrameBody::Terminal(Box::new(terminal)), ..failed(attempt, 0, 503, "") }
+    };
+    let request = facade.post_with_key(WHOLE);
+    let (first, asked) = facade.ask_with(request).await;
+    facade.frame(&asked, unavailable(1));
+    let request = facade.post_with_key(WHOLE);
+    let (second, again) = facade.ask_with(request).await;
+    facade.frame(&again, duplicate(false));
+    for (response, replayed) in [(first.await.unwrap(), false), (second.await.unwrap(), true)] {
+        assert_eq!(response.status(), reqwest::StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()["x-should-retry"], "false");
+        assert!(!response.headers().contains_key("retry-after"));
+        assert_eq!(response.headers().contains_key("idempotent-replayed"), replayed);
+        assert!(response.text().await.unwrap().contains("use another one"));
+    }
+    // Who was refused before any call is tried anew, and so is who gave no key.
+    let request = facade.post(WHOLE).header("Idempotency-Key", "order 2");
+    let (refused, asked) = facade.ask_with(request).await;
+    facade.frame(&asked, unavailable(0));
+    let (without, asked) = facade.ask(WHOLE).await;
+    facade.frame(&asked, unavailable(1));
+    for response in [refused.await.unwrap(), without.await.unwrap()] {
+        assert!(!response.headers().contains_key("x-should-retry"));
+        assert_eq!(response.headers()["retry-after"], "0");
+    }
+}
+
+#[tokio::test]
 async fn a_repeated_stream_is_streamed_again_and_followed_to_its_end() {
     let mut facade = Facade::start().await;
     let request = facade.post_with_key(STREAMED);

@@ -46,6 +46,10 @@ async fn what_is_not_well_formed_or_not_allowed_is_refused_and_sends_nothing() {
         (facade.client.get(facade.url("/ai/chat/completions")), 405, "method_not_allowed", INVALID),
         (facade.client.get(facade.url("/v1/models")), 401, "invalid_api_key", INVALID),
         (facade.client.get(facade.url("/v1/models/unknown")).bearer_auth(KEY), 404, "model_not_found", INVALID),
+        (facade.client.get(facade.url("/v1/models/%ff")).bearer_auth(KEY), 404, "model_not_found", INVALID),
+        (facade.client.get(facade.url("/v1/requests/%ff/events")).bearer_auth(KEY), 400, "invalid_value", INVALID),
+        (facade.client.post(facade.url("/v1/requests/%ff/cancel")).bearer_auth(KEY), 400, "invalid_value", INVALID),
+        (facade.client.post(facade.url("/v1/requests/%ff/cancel")), 401, "invalid_api_key", INVALID),
     ];
     for (line, (request, status, code, r#type)) in table.into_iter().enumerate() {
         let error = error_of(request.send().await.unwrap()).await;
