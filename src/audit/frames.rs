@@ -217,7 +217,7 @@ impl Known {
             reading.ended.get_or_insert(frame.tenure);
         }
         let life = &heard[at].0;
-        whole(life, read.unwrap_or_default(), frame.tenure, retained)
+        whole(life, read.unwrap_or_default(), retained)
     }
 }
 
@@ -238,15 +238,14 @@ fn unsettled(frame: &Frame, terminal: &Terminal) -> String {
     )
 }
 
-/// Holds the content frames that were read against those that the settlement counts, when the terminal comes from `tenure`.
-fn whole(life: &Life, read: Reading, tenure: i64, retained: Retained) -> Result<(), Wrong> {
+/// Holds the content frames that were read against those that the settlement counts.
+fn whole(life: &Life, read: Reading, retained: Retained) -> Result<(), Wrong> {
     let Some(settled) = life.settled else { return Ok(()) };
     let found = if read.attempt == life.attempts { read.next } else { 0 };
     let holds = match settled.outcome {
         // Nobody has counted what a former owner put out.
         _ if !settled.is_counted => true,
-        // Its owner ended between the settlement and the last frames; the asker counts them, and knows by the terminal.
-        Outcome::Completed if settled.tenure < tenure => found <= settled.content_frames,
+        // Its frames were acknowledged before it was settled.
         Outcome::Completed => found == settled.content_frames || (found == 0 && !retained.has_all_of(life)),
         // The asker sees an error after what has come; frames that Kafka did not take are among those counted.
         Outcome::Failed | Outcome::Cancelled | Outcome::Interrupted | Outcome::Refused | Outcome::Unknown => {
