@@ -25,7 +25,7 @@ pub async fn run(description: &Description) -> anyhow::Result<()> {
     let request_id = ask(&client, description).await?;
     let query = format!(
         "SELECT organization, request_id, model, deployment, tier, input_tokens, output_tokens, \
-         toString(cost_usd) AS cost_usd, outcome, duration_ms FROM {}.usage_exact \
+         toString(cost_usd) AS cost_usd, simulated, outcome, duration_ms FROM {}.usage_exact \
          WHERE organization = '{}' AND request_id = '{request_id}'",
         description.database, description.organization
     );

@@ -40,7 +40,7 @@ pub enum Command {
 
 #[derive(Debug, Clone, Args)]
 pub struct Tail {
-    /// requests, journal, responses, control, usage or dead-letters (without prefix), or any other topic's full name
+    /// requests, journal, responses, state, control, usage or dead-letters (without prefix), or any other topic's full name
     pub topic: String,
     #[command(flatten)]
     pub connection: Connection,

@@ -58,6 +58,9 @@ pub struct GatewayArgs {
     /// Leave everything running in the background; `tollstream down` ends it
     #[arg(long)]
     detach: bool,
+    /// Said by `--detach` to the process that stays: its output is a log, which must not hold keys.
+    #[arg(long, hide = true)]
+    background: bool,
     /// The facade's port [default: 4000]
     #[arg(long, value_name = "PORT")]
     facade_port: Option<u16>,
@@ -313,13 +316,23 @@ async fn show(args: &GatewayArgs, data: &Path, description: &Description) -> any
     if !args.ephemeral {
         record(data, description)?;
     }
+    if args.background { Ok(()) } else { introduce(args, description).await }
+}
+
+/// Says where everything is, and asks the first question.
+async fn introduce(args: &GatewayArgs, description: &Description) -> anyhow::Result<()> {
     if args.json {
         output::line(&serde_json::to_string(description)?);
-    } else {
-        print_addresses(description);
+        return Ok(());
     }
-    if !args.no_demo && !args.json {
+    print_addresses(description);
+    if !args.no_demo {
         demo::run(description).await?;
+    }
+    if description.simulator.is_some() {
+        output::line(
+            "\nA simulator answers for every provider without a key in the environment or .env; its rows are `simulated`.",
+        );
     }
     Ok(())
 }
@@ -366,7 +379,10 @@ async fn detached(args: &GatewayArgs) -> anyhow::Result<ExitCode> {
     let data = args.stack.data().to_owned();
     if let Some(running) = recorded(&data) {
         output::note("the gateway is up already");
-        print_addresses(&running.description);
+        match args.json {
+            true => output::line(&serde_json::to_string(&running.description)?),
+            false => print_addresses(&running.description),
+        }
         return Ok(ExitCode::SUCCESS);
     }
     start_engines(args, &data, &Progress::detect()).await?;
@@ -375,11 +391,12 @@ async fn detached(args: &GatewayArgs) -> anyhow::Result<ExitCode> {
         fs::create_dir_all(folder)?;
     }
     let log = fs::OpenOptions::new().create(true).append(true).open(&log_path)?;
+    let begun = log.metadata()?.len();
     let own = std::env::args_os().skip(1).filter(|argument| argument != "--detach");
     let mut child = std::process::Command::new("setsid")
         .arg(std::env::current_exe()?)
         .args(own)
-        .arg("--no-demo")
+        .arg("--background")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
@@ -392,22 +409,21 @@ async fn detached(args: &GatewayArgs) -> anyhow::Result<ExitCode> {
         }
         let ended = child.try_wait()?.filter(|status| !status.success());
         if ended.is_some() || tokio::time::Instant::now() > until {
-            anyhow::bail!("the gateway did not start; its log is {}\n{}", log_path.display(), tail(&log_path));
+            anyhow::bail!("the gateway did not start; its log is {}\n{}", log_path.display(), tail(&log_path, begun));
         }
         tokio::time::sleep(LOOK_EVERY).await;
     };
-    print_addresses(&running.description);
-    if !args.no_demo {
-        demo::run(&running.description).await?;
-    }
-    output::line(&format!("\nTollstream runs in the background; its log is {}", log_path.display()));
-    output::line("`tollstream down` (or `make down`) ends it and keeps the data.");
+    introduce(args, &running.description).await?;
+    output::note(&format!("\nTollstream runs in the background; its log is {}", log_path.display()));
+    output::note("`tollstream down` (or `make down`) ends it and keeps the data.");
     Ok(ExitCode::SUCCESS)
 }
 
-/// The last lines of a log, for an error message.
-fn tail(path: &Path) -> String {
-    let text = fs::read_to_string(path).unwrap_or_default();
+/// The last lines of what a log has gained since it had so many bytes, for an error message.
+fn tail(path: &Path, since: u64) -> String {
+    let log = fs::read(path).unwrap_or_default();
+    let gained = log.get(usize::try_from(since).unwrap_or(usize::MAX)..).unwrap_or_default();
+    let text = String::from_utf8_lossy(gained);
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(15)..].join("\n")
 }

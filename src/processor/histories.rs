@@ -168,7 +168,7 @@ impl World {
         }
         for key in open {
             let has_body = !self.random.one_in(5);
-            self.decide(owner, &Input::TakenOver { key, has_body });
+            self.decide(owner, &Input::TakenOver { key, has_body, simulated: true });
         }
     }
 
@@ -336,7 +336,7 @@ impl World {
         let now = self.now.max(self.owners[owner].tenure.state().clock);
         if let Some(key) = self.owners[owner].tenure.state().overdue(now).cloned() {
             self.overdue += 1;
-            self.decide(owner, &Input::Overdue(key));
+            self.decide(owner, &Input::Overdue { key, simulated: true });
         }
     }
 

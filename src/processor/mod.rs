@@ -71,9 +71,15 @@ pub enum Input<'a> {
         key: RequestKey,
         /// Its body could be read again.
         has_body: bool,
+        /// Its deployment is a simulator's, here and so with its former owner.
+        simulated: bool,
     },
     /// An open request whose deadline and grace have passed.
-    Overdue(RequestKey),
+    Overdue {
+        key: RequestKey,
+        /// Its deployment is a simulator's.
+        simulated: bool,
+    },
     /// The end of a call in the commit at this offset, which does not count.
     Orphaned(i64),
 }
@@ -167,8 +173,8 @@ pub fn decide(state: &State, input: &Input<'_>, context: &Context<'_>) -> Decisi
         Input::Skip { source_offset, reason } => skip(*source_offset, reason),
         Input::AttemptEnded(report) => decide_attempt_ended(state, report, context),
         Input::AttemptProgressed(key, progressed) => decide_progressed(state, key, *progressed),
-        Input::TakenOver { key, has_body } => takeover::decide(state, key, *has_body, context),
-        Input::Overdue(key) => decide_overdue(state, key, context),
+        Input::TakenOver { key, has_body, simulated } => takeover::decide(state, key, *has_body, *simulated, context),
+        Input::Overdue { key, simulated } => decide_overdue(state, key, *simulated, context),
         Input::Orphaned(journal_offset) => takeover::decide_orphaned(state, *journal_offset),
     }
 }
@@ -273,9 +279,9 @@ fn decide_progressed(state: &State, key: &RequestKey, progressed: AttemptProgres
 }
 
 /// A call that should have ended long ago: whatever became of it, its asker is told.
-fn decide_overdue(state: &State, key: &RequestKey, context: &Context<'_>) -> Decision {
+fn decide_overdue(state: &State, key: &RequestKey, simulated: bool, context: &Context<'_>) -> Decision {
     let Some(open) = state.open(key) else { return nothing(InputKind::Timer) };
-    let posting = inference::lost_posting(context.control, open);
+    let posting = AttemptEnded { simulated, ..inference::lost_posting(context.control, open) };
     let end = (Outcome::Failed, refusal::deadline());
     let mut decision = give_up(InputKind::Timer, key, open, posting, end, context);
     decision.commands.insert(0, Command::Abort(key.clone()));

@@ -6,13 +6,19 @@ use super::state::State;
 use super::{Command, Context, Decision, call_again, give_up, inference, nothing, of_open, refusal};
 use crate::domain::{RequestKey, Timestamp};
 use crate::records::Outcome;
-use crate::records::journal::{Fact, InputKind, OrphanPosted};
+use crate::records::journal::{AttemptEnded, Fact, InputKind, OrphanPosted};
 use crate::records::responses::{Frame, FrameBody, Terminal};
 
 /// The former owner's call is lost. As long as nobody can have seen content of it, the same candidate is called anew.
-pub(super) fn decide(state: &State, key: &RequestKey, has_body: bool, context: &Context<'_>) -> Decision {
+pub(super) fn decide(
+    state: &State,
+    key: &RequestKey,
+    has_body: bool,
+    simulated: bool,
+    context: &Context<'_>,
+) -> Decision {
     let Some(open) = state.open(key) else { return nothing(InputKind::Takeover) };
-    let posting = inference::interrupted_posting(context.control, open);
+    let posting = AttemptEnded { simulated, ..inference::interrupted_posting(context.control, open) };
     if open.cancelled {
         return give_up(InputKind::Takeover, key, open, posting, (Outcome::Cancelled, refusal::cancelled()), context);
     }

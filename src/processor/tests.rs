@@ -512,7 +512,7 @@ const PROGRESSED: AttemptProgressed = AttemptProgressed { attempt: 1, content_fr
 
 fn taken_over(driver: &mut Driver, has_body: bool) -> (Vec<Fact>, Vec<Command>) {
     driver.state = driver.rebuilt();
-    driver.decide(&Input::TakenOver { key: key(), has_body })
+    driver.decide(&Input::TakenOver { key: key(), has_body, simulated: true })
 }
 
 #[test]
@@ -521,7 +521,7 @@ fn what_a_former_owner_left_open_is_called_anew_as_long_as_nobody_saw_content() 
     driver.ask(&hello("two"));
     let (facts, commands) = taken_over(&mut driver, true);
     let [Fact::AttemptEnded(posting), Fact::AttemptStarted(started)] = &facts[..] else { panic!("{facts:?}") };
-    assert_eq!((posting.outcome, posting.cost_pico_usd), (Outcome::Interrupted, None));
+    assert_eq!((posting.outcome, posting.cost_pico_usd, posting.simulated), (Outcome::Interrupted, None, true));
     assert_eq!((started.attempt, started.deployment.as_str()), (2, "two-a"));
     assert_eq!(called(&commands).attempt, 2);
     // The late end of the first attempt changes nothing; that of the second settles, with the whole cost unknown.
@@ -629,7 +629,7 @@ fn a_call_that_never_ended_is_given_up_after_its_deadline_and_grace() {
     assert_eq!(driver.state.overdue(at(due.as_millis() - 1)), None);
     assert_eq!(driver.state.overdue(due), Some(&key()));
     driver.now = due;
-    let (facts, commands) = driver.decide(&Input::Overdue(key()));
+    let (facts, commands) = driver.decide(&Input::Overdue { key: key(), simulated: false });
     let [Fact::AttemptEnded(posting), Fact::RequestSettled(settled)] = &facts[..] else { panic!("{facts:?}") };
     assert_eq!((posting.cost_pico_usd, settled.outcome, settled.status), (None, Outcome::Failed, 504));
     assert_eq!(commands[0], Command::Abort(key()));
@@ -649,7 +649,7 @@ fn the_end_of_a_call_in_a_commit_that_does_not_count_is_posted_once() {
     let mut state = driver.rebuilt();
     fold(&mut state, 40, &late, false);
     driver.state = state.clone();
-    driver.decide(&Input::TakenOver { key: key(), has_body: false });
+    driver.decide(&Input::TakenOver { key: key(), has_body: false, simulated: false });
     let (facts, commands) = driver.decide(&Input::Orphaned(40));
     let [Fact::OrphanPosted(orphan)] = &facts[..] else { panic!("{facts:?}") };
     assert_eq!((orphan.journal_offset, orphan.posting.cost_pico_usd), (40, Some(PicoUsd::new(2 * 1_000 + 3 * 2_000))));

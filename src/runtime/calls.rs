@@ -13,7 +13,7 @@ use super::publisher::{self, Deliveries, Delivery, Outgoing, Publisher};
 use super::room::Hold;
 use super::{clock, kafka};
 use crate::codec::Codec;
-use crate::config;
+use crate::config::{self, Providers};
 use crate::domain::RequestKey;
 use crate::failpoint::{Failpoint, reached};
 use crate::processor::ProviderCall;
@@ -66,6 +66,12 @@ impl Calls {
         let responses_topic = kafka::topic_name(&config.kafka, Topic::Responses);
         let (providers, missing_credentials) = (config.providers.clone(), Mutex::default());
         Self { transport, providers, codec, publisher, responses_topic, missing_credentials }
+    }
+
+    /// Whether a simulator answers for a deployment with this credential.
+    pub fn is_simulated(&self, credential: &str) -> bool {
+        let Providers { upstream_override, simulator_url, environment, .. } = &self.providers;
+        upstream_override.is_some() || (simulator_url.is_some() && environment.get(credential).is_none())
     }
 
     /// Where a deployment is called, and whether that is a simulator.

@@ -228,10 +228,20 @@ impl Owner {
         }
         for key in left_open {
             let body = bodies.remove(&key);
-            let input = Input::TakenOver { key, has_body: body.is_some() };
+            let simulated = self.is_simulated(shell, &key);
+            let input = Input::TakenOver { key, has_body: body.is_some(), simulated };
             self.decide(shell, &input, clock::now(), body.as_ref())?;
         }
         Ok(())
+    }
+
+    /// Whether the current attempt of an open request is a simulator's.
+    fn is_simulated(&self, shell: &Shell, key: &RequestKey) -> bool {
+        let Some(open) = self.tenure.state().open(key) else { return false };
+        let tables = shell.control.tables();
+        let model = tables.model(&open.started.model);
+        let deployment = model.and_then(|(_, model)| model.value.deployment(&open.started.deployment));
+        deployment.is_some_and(|deployment| shell.calls.is_simulated(&deployment.credential))
     }
 
     /// Offset of the tenure's `OwnershipTaken`.
@@ -359,7 +369,8 @@ impl Owner {
         while let Some(key) = self.tenure.state().overdue(now).cloned() {
             tracing::warn!(kafka.partition = self.partition, request.id = %key.request, "a call never ended; given up");
             self.calls.remove(&key);
-            self.decide(shell, &Input::Overdue(key), now, None)?;
+            let simulated = self.is_simulated(shell, &key);
+            self.decide(shell, &Input::Overdue { key, simulated }, now, None)?;
         }
         self.checkpoints.tick(&self.tenure, shell.checkpoint_distance);
         self.keep_checkpoint(shell);

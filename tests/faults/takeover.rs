@@ -90,6 +90,7 @@ async fn what_a_killed_owner_had_put_out_is_posted_as_far_as_it_was_told() {
         let posting = &told.postings[0];
         assert!(posting.content_frames > 0 && posting.usage.output > Some(0), "{posting:?}");
         assert_eq!(posting.cost_pico_usd, None, "nobody knows it");
+        assert!(posting.simulated, "{posting:?}");
         assert!(
             matches!(answer.end, Some(End::Told(Outcome::Interrupted, _))) && !answer.text.is_empty(),
             "{answer:?}"
