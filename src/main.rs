@@ -71,7 +71,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Simulate(args) => cli::simulate::run(args).await.map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
-        cli::output::note(&format!("error: {error:#}"));
+        cli::output::note(&format!("error: {}", tollstream::causes::causes(error.as_ref())));
         ExitCode::FAILURE
     })
 }

@@ -20,6 +20,7 @@ use crate::audit::journal::Settings;
 use crate::audit::plan::Scope;
 use crate::audit::reader::{Reader, Report};
 use crate::audit::{Check, Finding, Seen, Verdict};
+use crate::causes::causes;
 use crate::codec::{Codec, Registry};
 use crate::domain::Timestamp;
 use crate::runtime::clock;
@@ -120,9 +121,9 @@ pub async fn run(arguments: Audit) -> anyhow::Result<ExitCode> {
         Err(error) => {
             match arguments.json {
                 true => output::line(
-                    &json!({ "verdict": Verdict::CouldNotLook, "error": format!("{error:#}") }).to_string(),
+                    &json!({ "verdict": Verdict::CouldNotLook, "error": causes(error.as_ref()) }).to_string(),
                 ),
-                false => output::note(&format!("could not look: {error:#}")),
+                false => output::note(&format!("could not look: {}", causes(error.as_ref()))),
             }
             return Ok(ExitCode::from(COULD_NOT_LOOK));
         }
