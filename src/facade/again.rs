@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderValue};
 use sha2::{Digest as _, Sha256};
 
 use super::error::Refusal;
@@ -17,12 +17,21 @@ const EVENT_PARAMETER: &str = "last_event_id";
 /// Longest key, in bytes.
 const KEY_BYTES_MAX: usize = 255;
 
+/// The header's value. Given twice, nobody knows which of them was meant.
+fn only<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a HeaderValue>, Refusal> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (value, None) => Ok(value),
+        (_, Some(_)) => Err(Refusal::InvalidHeader { name, problem: "it is given more than once".to_owned() }),
+    }
+}
+
 /// The key under which a request may be asked again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IdempotencyKey<'a>(&'a [u8]);
 
 pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey<'_>>, Refusal> {
-    let Some(value) = headers.get(IDEMPOTENCY_HEADER) else { return Ok(None) };
+    let Some(value) = only(headers, IDEMPOTENCY_HEADER)? else { return Ok(None) };
     let key = value.as_bytes();
     let is_printable = key.iter().all(|byte| (b' '..=b'~').contains(byte));
     if key.is_empty() || key.len() > KEY_BYTES_MAX || !is_printable {
@@ -45,7 +54,7 @@ pub fn request_id(organization: &OrganizationId, key: IdempotencyKey<'_>) -> Req
 
 /// How long the request goes on when its client is gone.
 pub fn resume(headers: &HeaderMap, max: Duration) -> Result<Option<Duration>, Refusal> {
-    let Some(value) = headers.get(RESUME_HEADER) else { return Ok(None) };
+    let Some(value) = only(headers, RESUME_HEADER)? else { return Ok(None) };
     let seconds = value.to_str().ok().and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
     let problem = || format!("seconds from 0 to {} are expected", max.as_secs());
     let resume = seconds.filter(|time| *time <= max);
@@ -54,7 +63,7 @@ pub fn resume(headers: &HeaderMap, max: Duration) -> Result<Option<Duration>, Re
 
 /// The last event that the client has. The header goes before the query.
 pub fn last_event(headers: &HeaderMap, query: Option<&str>) -> Result<EventId, Refusal> {
-    let of_header = headers.get(EVENT_HEADER).map(|value| value.to_str().unwrap_or("?").trim());
+    let of_header = only(headers, EVENT_HEADER)?.map(|value| value.to_str().unwrap_or("?").trim());
     let of_query = || {
         let mut pairs = query?.split('&').filter_map(|pair| pair.split_once('='));
         pairs.find(|(name, _)| *name == EVENT_PARAMETER).map(|(_, value)| value)
@@ -85,6 +94,9 @@ mod tests {
             let refusal = idempotency_key(&map("idempotency-key", key)).unwrap_err();
             assert!(matches!(refusal, Refusal::InvalidHeader { name: "Idempotency-Key", .. }), "{key:?}");
         }
+        let mut twice = map("idempotency-key", b"a");
+        twice.append("idempotency-key", HeaderValue::from_static("a"));
+        assert!(matches!(idempotency_key(&twice), Err(Refusal::InvalidHeader { name: "Idempotency-Key", .. })));
     }
 
     #[test]
