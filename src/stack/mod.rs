@@ -32,7 +32,7 @@ pub use engine::Engine;
 pub use error::Error;
 pub use install::{Installed, install};
 pub use layout::Layout;
-pub use ports::{Ports, check_port};
+pub use ports::{Ports, check_port, free_port};
 pub use prerequisites::{Missing, Need, Tool, check as check_prerequisites};
 pub use process::Identity;
 pub use progress::Progress;

@@ -110,6 +110,15 @@ pub fn check_port(port: u16, purpose: &'static str, flag: &'static str) -> Resul
     }
 }
 
+/// A port that nobody listens on now, below the range out of which the kernel gives ports to outgoing connections: one of
+/// those could hold it by the time that a server is up which is to listen there.
+///
+/// # Errors
+/// [`Error::NoFreePort`].
+pub fn free_port() -> Result<u16, Error> {
+    Ok(free_listener()?.local_addr().map_err(|_| Error::NoFreePort { attempts: 1 })?.port())
+}
+
 fn free_listener() -> Result<TcpListener, Error> {
     let first_outgoing = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
         .ok()

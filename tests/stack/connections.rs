@@ -65,10 +65,6 @@ fn write(path: PathBuf, content: &str) -> PathBuf {
     path
 }
 
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 /// The settings that make the broker of a laptop one of production; see stack/README.md.
 fn kafka_settings(ports: &Ports, sasl_ssl: u16, mutual_tls: u16, server: &Path, ca: &Path) -> String {
     let (plaintext, controller) = (ports.kafka, ports.kafka_controller);
@@ -121,7 +117,7 @@ impl Secured {
 
         let mut options = Options::new(at("stack")).unwrap();
         options.ports = Ports::free().unwrap();
-        let (sasl_ssl, mutual_tls) = (free_port(), free_port());
+        let (sasl_ssl, mutual_tls) = (stack::free_port().unwrap(), stack::free_port().unwrap());
         let settings = kafka_settings(&options.ports, sasl_ssl, mutual_tls, &server, &authority.file);
         write(at("stack/kafka/server.d/secured.properties"), &settings);
         write(at("stack/clickhouse/etc/users.d/secured.xml"), &clickhouse_users());

@@ -6,6 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tollstream::config::Config;
+use tollstream::stack::free_port;
 
 use super::fixture::{eventually, stack};
 
@@ -45,11 +46,6 @@ impl Drop for Process {
     }
 }
 
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
-    listener.local_addr().expect("an address").port()
-}
-
 /// Runs all roles, with the simulator of the run as every provider.
 pub fn run(config: &Config, instance: &str) -> Process {
     simulated(config, Launch { instance, ..Launch::default() })
@@ -77,8 +73,8 @@ pub async fn metric(admin: &str, name: &str) -> f64 {
 impl Process {
     pub fn start(config: &Config, launch: Launch<'_>) -> Self {
         let mut config = Config { instance: launch.instance.to_owned(), ..config.clone() };
-        config.facade.listen.set_port(free_port());
-        config.admin.listen.set_port(free_port());
+        config.facade.listen.set_port(free_port().expect("a port"));
+        config.admin.listen.set_port(free_port().expect("a port"));
         let text = toml::to_string(&config).expect("TOML");
         let mut file = tempfile::NamedTempFile::new().expect("a file");
         file.write_all(text.as_bytes()).expect("written");
