@@ -1,20 +1,21 @@
 //! Connections that break in the middle: producers that never learn whether their record is on the topic, and a gateway
-//! whose own records are cut off.
+//! whose own records are cut off, or lost.
 
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use tokio::net::TcpListener;
-use tollstream::records::Topic;
 use tollstream::records::requests::Request;
+use tollstream::records::{Outcome, Topic};
 use tollstream::runtime::kafka;
-use tollstream::stack::{Engine, Ports};
+use tollstream::stack::{Engine, Ports, free_port};
 
+use super::log::Answers;
 use super::proxy::{Cut, Proxy};
 use super::suite;
 use super::world::{Ask, World};
-use crate::stack::fixture::OwnEngines;
+use crate::stack::fixture::{OwnEngines, eventually};
 use crate::stack::process::Launch;
 use crate::stack::stream::ORGANIZATION;
 
@@ -29,7 +30,7 @@ impl Proxied {
         let ports = Ports::free().expect("ports");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let through = listener.local_addr().expect("an address");
-        let behind = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
+        let behind = format!("127.0.0.1:{}", free_port().expect("a port"));
         let (plain, controller) = (ports.kafka, ports.kafka_controller);
         let properties = format!(
             "listeners=PLAINTEXT://127.0.0.1:{plain},CONTROLLER://127.0.0.1:{controller},PROXIED://{behind}\n\
@@ -37,7 +38,7 @@ impl Proxied {
              listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT\n"
         );
         let engines = OwnEngines::start_with(ports, &properties).await;
-        let proxy = Proxy::start(listener, behind.to_string()).await;
+        let proxy = Proxy::start(listener, behind).await;
         Self { engines, proxy }
     }
 }
@@ -97,7 +98,7 @@ async fn what_is_produced_again_after_a_cut_is_decided_once() {
             proxy.cut(if number % 2 == 0 { Cut::AfterSent(number * 97) } else { Cut::AnswerAfter(number * 31) });
             let payload = world.encoded(Request::Chat(Box::new(ask.chat())));
             world.put(Topic::Requests, partition, &payload).await;
-            crate::stack::fixture::eventually("a cut", async || (proxy.cuts() > before).then_some(())).await;
+            eventually("a cut", async || (proxy.cuts() > before).then_some(())).await;
             asks.push(ask);
         }
         world.config.kafka.brokers = direct;
@@ -112,6 +113,48 @@ async fn what_is_produced_again_after_a_cut_is_decided_once() {
         assert!(journal.read.skips("duplicate") > 0, "no record came twice: {repeats} repeats");
         world.assert_rows_are_the_journal(journal.read_all()).await;
         assert_eq!(engines.status(Engine::Kafka).restarts, 0);
+        gateway.stop().await;
+        world.audit();
+        engines.stop().await;
+    })
+    .await;
+}
+
+/// Shorter than a session, so that the owner stays.
+const FRAMES_WAIT: Duration = Duration::from_secs(4);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_follows_a_frame_that_kafka_lost() {
+    suite::case("lost frames", async || {
+        let Proxied { engines, proxy } = Proxied::start().await;
+        let mut world = World::on(&engines.addresses(), "lost").await;
+        let direct = std::mem::replace(&mut world.config.kafka.brokers, proxy.address.to_string());
+        world.config.kafka.message_timeout_ms = FRAMES_WAIT.as_millis() as u64;
+        world.config.kafka.properties.0.insert("reconnect.backoff.max.ms".to_owned(), "100".to_owned());
+        let mut gateway = world.process(Launch { instance: "gateway", ..Launch::default() });
+        gateway.ready().await;
+        world.config.kafka.brokers = direct;
+        let asks: Vec<Ask> = (0..8).map(|number| Ask::streamed(&format!("lost-{number}"), 4_000, 5)).collect();
+        for ask in &asks {
+            world.ask(ask).await;
+        }
+        let (mut journal, mut answers) = (world.journal(), world.answers());
+        let has_begun = |read: &Answers, ask: &Ask| read.of(ask.id()).is_some_and(|answer| !answer.text.is_empty());
+        answers.until("all stream", |read| asks.iter().all(|ask| has_begun(read, ask)).then_some(()));
+        proxy.close();
+        eventually("the calls are given up", async || {
+            (gateway.metric("tollstream_processor_requests_open").await == 0).then_some(())
+        })
+        .await;
+        // What was produced after the loss goes through now.
+        proxy.open();
+        journal.until("every request is over", |read| asks.iter().all(|ask| read.is_over(ask.id())).then_some(()));
+        answers.until("every answer has its end", |read| {
+            asks.iter().all(|ask| read.of(ask.id()).is_some_and(|answer| answer.end.is_some())).then_some(())
+        });
+        let outcome = |ask: &Ask| journal.read.of(ask.id()).settled[0].outcome;
+        let failed = asks.iter().filter(|ask| outcome(ask) == Outcome::Failed).count();
+        assert!(proxy.cuts() > 0 && failed > 0, "{} cuts, {failed} of {} failed", proxy.cuts(), asks.len());
         gateway.stop().await;
         world.audit();
         engines.stop().await;

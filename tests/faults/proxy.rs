@@ -1,4 +1,4 @@
-//! A loopback proxy before a server, which cuts connections at chosen bytes.
+//! A loopback proxy before a server, which cuts connections at chosen bytes, or lets nobody through.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// When a connection is cut.
@@ -29,6 +30,7 @@ struct Shared {
     upstream: String,
     plan: Mutex<Plan>,
     cuts: AtomicU64,
+    open: watch::Sender<bool>,
 }
 
 pub struct Proxy {
@@ -42,7 +44,7 @@ impl Proxy {
     pub async fn start(listener: TcpListener, upstream: String) -> Self {
         let address = listener.local_addr().expect("an address");
         let plan = Mutex::new(Plan { cut: None, number: 0 });
-        let shared = Arc::new(Shared { upstream, plan, cuts: AtomicU64::new(0) });
+        let shared = Arc::new(Shared { upstream, plan, cuts: AtomicU64::new(0), open: watch::Sender::new(true) });
         let mut serving = JoinSet::new();
         serving.spawn(accept(listener, Arc::clone(&shared)));
         Self { address, shared, _serving: serving }
@@ -52,6 +54,15 @@ impl Proxy {
     pub fn cut(&self, cut: Cut) {
         let mut plan = self.shared.plan.lock().unwrap_or_else(PoisonError::into_inner);
         *plan = Plan { cut: Some(cut), number: plan.number + 1 };
+    }
+
+    /// Cuts all connections, and new ones at once, until it is opened.
+    pub fn close(&self) {
+        self.shared.open.send_replace(false);
+    }
+
+    pub fn open(&self) {
+        self.shared.open.send_replace(true);
     }
 
     /// Connections that were cut so far.
@@ -70,6 +81,10 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 
 /// A connection ends in both directions when one of them ends or is cut.
 async fn pass(client: TcpStream, shared: Arc<Shared>) {
+    let mut open = shared.open.subscribe();
+    if !*open.borrow() {
+        return;
+    }
     let Ok(server) = TcpStream::connect(&shared.upstream).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
@@ -77,6 +92,7 @@ async fn pass(client: TcpStream, shared: Arc<Shared>) {
     tokio::select! {
         () = send(from_client, to_server, &shared, &sent) => {}
         () = answer(from_server, to_client, &shared, &sent) => {}
+        _ = open.wait_for(|open| !open) => { shared.cuts.fetch_add(1, Ordering::SeqCst); }
     }
 }
 
