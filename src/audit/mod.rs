@@ -4,6 +4,7 @@
 //! and are given what is on the logs in the order of the logs. [`plan`] says what of the logs is read, [`reader`] reads
 //! it in bounded memory and gives it to them. Which commits count is never decided here: `records::journal::Tenancy` says so.
 
+mod ahead;
 pub mod frames;
 pub mod journal;
 pub mod plan;

@@ -92,9 +92,8 @@ impl Plan {
             scope.partitions.is_empty() || scope.partitions.iter().any(|range| range.contains(partition))
         };
         let audited: Vec<i32> = all.iter().copied().filter(wanted).collect();
-        let beyond =
-            scope.partitions.iter().map(RangeInclusive::end).find(|last| **last as i64 >= i64::from(partitions));
-        if audited.is_empty() || beyond.is_some() {
+        let is_beyond = |range: &RangeInclusive<i32>| i64::from(*range.end()) >= i64::from(partitions);
+        if audited.is_empty() || scope.partitions.iter().any(is_beyond) {
             return Err(Error::NoPartition { partitions });
         }
         let mut committed = if scope.to.is_none() { asker.committed(&audited)? } else { BTreeMap::new() };

@@ -20,6 +20,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 
+use super::ahead::{Ahead, read_ahead};
 use super::frames::{Requests, Window};
 use super::journal::{self, Counts, Journal, Read};
 use super::plan::{Answers, Extent, Plan, Scope, Source};
@@ -31,7 +32,6 @@ use crate::records::journal::{Entry, JournalRecord};
 use crate::records::responses::{Frame, ResponseRecord};
 use crate::records::state::Marker;
 use crate::records::{EnvelopeError, Record, Topic};
-use crate::runtime::ahead::{Ahead, read_ahead};
 use crate::runtime::{checkpoints, kafka};
 
 /// How long nothing may come although the end is not reached, and how long the registry may be away.

@@ -120,7 +120,8 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<ExitCode> {
     if args.detach {
         return detached(&args).await;
     }
-    crate::telemetry::log(false, if args.json || args.ephemeral { "warn" } else { "info" });
+    let is_quiet = (args.json || args.ephemeral) && !args.background;
+    crate::telemetry::log(false, if is_quiet { "warn" } else { "info" });
     let temporary = match args.ephemeral {
         true => Some(tempfile::Builder::new().prefix("tollstream-").tempdir()?),
         false => None,
@@ -329,11 +330,6 @@ async fn introduce(args: &GatewayArgs, description: &Description) -> anyhow::Res
     if !args.no_demo {
         demo::run(description).await?;
     }
-    if description.simulator.is_some() {
-        output::line(
-            "\nA simulator answers for every provider without a key in the environment or .env; its rows are `simulated`.",
-        );
-    }
     Ok(())
 }
 
@@ -414,7 +410,13 @@ async fn detached(args: &GatewayArgs) -> anyhow::Result<ExitCode> {
         tokio::time::sleep(LOOK_EVERY).await;
     };
     introduce(args, &running.description).await?;
-    output::note(&format!("\nTollstream runs in the background; its log is {}", log_path.display()));
+    if running.description.simulator.is_some() {
+        // The process that stays has said so in its log.
+        output::note(
+            "\nA simulator answers for every provider without a key in the environment or .env; its rows are `simulated`.",
+        );
+    }
+    output::note(&format!("Tollstream runs in the background; its log is {}", log_path.display()));
     output::note("`tollstream down` (or `make down`) ends it and keeps the data.");
     Ok(ExitCode::SUCCESS)
 }

@@ -68,10 +68,11 @@ impl Calls {
         Self { transport, providers, codec, publisher, responses_topic, missing_credentials }
     }
 
-    /// Whether a simulator answers for a deployment with this credential.
-    pub fn is_simulated(&self, credential: &str) -> bool {
+    /// The simulator that answers for a deployment with this credential, if one does.
+    pub fn simulator(&self, credential: &str) -> Option<&str> {
         let Providers { upstream_override, simulator_url, environment, .. } = &self.providers;
-        upstream_override.is_some() || (simulator_url.is_some() && environment.get(credential).is_none())
+        let stands_in = || simulator_url.as_deref().filter(|_| environment.get(credential).is_none());
+        upstream_override.as_deref().or_else(stands_in)
     }
 
     /// Where a deployment is called, and whether that is a simulator.
@@ -80,13 +81,12 @@ impl Calls {
     /// When the deployment's credential is not in the environment: a call without it could only be refused.
     fn upstream(&self, call: &ProviderCall) -> Result<(Upstream, bool), Failure> {
         let model = call.upstream_model.clone();
-        if let Some(url) = &self.providers.upstream_override {
-            return Ok((Upstream { base_url: url.clone(), model, credential: None }, true));
+        if let Some(url) = self.simulator(&call.credential) {
+            return Ok((Upstream { base_url: url.to_owned(), model, credential: None }, true));
         }
         let credential = self.providers.environment.get(&call.credential).cloned();
-        match (&credential, &self.providers.simulator_url) {
-            (None, Some(url)) => Ok((Upstream { base_url: url.clone(), model, credential }, true)),
-            (None, None) if call.credential != NO_CREDENTIAL => {
+        match credential {
+            None if call.credential != NO_CREDENTIAL => {
                 let mut told = self.missing_credentials.lock().unwrap_or_else(PoisonError::into_inner);
                 if told.insert(call.credential.clone()) {
                     tracing::warn!(
@@ -98,7 +98,7 @@ impl Calls {
                 let message = format!("the gateway has no credential for deployment {}", call.head.deployment);
                 Err(Failure::new(FailureClass::Configuration, message))
             }
-            _ => Ok((Upstream { base_url: call.base_url.clone(), model, credential }, false)),
+            credential => Ok((Upstream { base_url: call.base_url.clone(), model, credential }, false)),
         }
     }
 

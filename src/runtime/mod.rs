@@ -1,6 +1,5 @@
 //! The Kafka shell: it performs what the processors decided, and decides nothing.
 
-pub mod ahead;
 pub mod calls;
 pub mod checkpoints;
 pub mod clock;

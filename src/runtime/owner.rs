@@ -241,7 +241,7 @@ impl Owner {
         let tables = shell.control.tables();
         let model = tables.model(&open.started.model);
         let deployment = model.and_then(|(_, model)| model.value.deployment(&open.started.deployment));
-        deployment.is_some_and(|deployment| shell.calls.is_simulated(&deployment.credential))
+        deployment.is_some_and(|deployment| shell.calls.simulator(&deployment.credential).is_some())
     }
 
     /// Offset of the tenure's `OwnershipTaken`.

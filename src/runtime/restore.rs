@@ -15,7 +15,6 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-use super::ahead::{Ahead, read_ahead};
 use super::publisher::{Deliveries, Outgoing, Publisher};
 use super::room::{Hold, Room};
 use super::{checkpoints, clock, kafka};
@@ -154,7 +153,7 @@ impl Restore {
                     assign(consumer, &topic, partition, offset).map_err(|source| Error::Kafka { partition, source })?;
                     let message = next_message(consumer, partition, offset, journal.end)?;
                     let at = message.offset();
-                    let entry = self.entry(partition, at, message.payload().unwrap_or_default(), handle)?;
+                    let entry = self.entry(&message, handle)?;
                     checkpoint::tenancy(marker, Some(&entry).filter(|_| at == offset)).map(|tenancy| (tenancy, state))
                 }
                 Err(error) => Err(error),
@@ -244,33 +243,19 @@ impl Restore {
         end: i64,
         handle: &tokio::runtime::Handle,
     ) -> Result<(), Error> {
-        let (partition, mut next) = (fold.partition, fold.next);
-        let read = |ahead: &mut Ahead| {
-            while next < end {
-                let message = next_message(consumer, partition, next, end)?;
-                next = message.offset() + 1;
-                if ahead.give(message.offset(), message.payload().unwrap_or_default()).is_break() {
-                    break;
-                }
-            }
-            Ok(())
-        };
-        read_ahead(read, |offset, payload| {
-            fold.take(offset, &self.entry(partition, offset, payload, handle)?);
-            Ok(())
-        })
+        while fold.next < end {
+            let message = next_message(consumer, fold.partition, fold.next, end)?;
+            let offset = message.offset();
+            fold.take(offset, &self.entry(&message, handle)?);
+        }
+        Ok(())
     }
 
-    fn entry(
-        &self,
-        partition: i32,
-        offset: i64,
-        payload: &[u8],
-        handle: &tokio::runtime::Handle,
-    ) -> Result<Entry, Error> {
+    fn entry(&self, message: &BorrowedMessage<'_>, handle: &tokio::runtime::Handle) -> Result<Entry, Error> {
+        let (partition, offset) = (message.partition(), message.offset());
         let unreadable = |detail| Error::Unreadable { partition, offset, detail };
-        let record = self.decode::<JournalRecord>(payload, handle).map_err(|e| unreadable(e.to_string()))?;
-        Entry::try_from(record).map_err(|e| unreadable(e.to_string()))
+        let record = self.decode::<JournalRecord>(message.payload().unwrap_or_default(), handle);
+        Entry::try_from(record.map_err(|e| unreadable(e.to_string()))?).map_err(|e| unreadable(e.to_string()))
     }
 
     fn decode<T: Record + DeserializeOwned>(

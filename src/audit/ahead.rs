@@ -1,4 +1,4 @@
-//! Reading on a thread of its own: records are read while those before them are decoded and folded, a bounded number ahead.
+//! Reading on a thread of its own: records are read while those before them are decoded and checked, a bounded number ahead.
 //!
 //! Only bytes cross over, many records in one buffer. Decoded records would not do: their many small parts would be
 //! allocated on one thread and freed on the other, which costs more than the second thread gives.

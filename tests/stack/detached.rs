@@ -1,0 +1,57 @@
+//! `tollstream up --detach`: a gateway that stays, and what it leaves behind.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use tollstream::cli::up::Description;
+
+/// A gateway on engines of its own that stays until this value goes.
+struct Detached(tempfile::TempDir);
+
+impl Detached {
+    fn data(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tollstream"));
+        command.args(arguments).arg("--data").arg(self.data()).stdin(Stdio::null()).output().expect("it runs")
+    }
+
+    /// What it says of itself.
+    fn up(&self) -> Description {
+        let ports = ["--free-ports", "--facade-port=0", "--admin-port=0", "--simulator-port=0"];
+        let output = self.run(&[["up", "--detach", "--no-demo", "--json"].as_slice(), &ports].concat());
+        let (out, notes) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{notes}");
+        serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}"))
+    }
+}
+
+impl Drop for Detached {
+    fn drop(&mut self) {
+        self.run(&["down"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_stays_answers_and_its_log_holds_no_key() {
+    let detached = Detached(tempfile::tempdir().expect("a directory"));
+    let description = detached.up();
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let ask = async || {
+        let body = serde_json::json!({"model": "auto", "messages": [{"role": "user", "content": "Hello"}]});
+        let url = format!("{}/v1/chat/completions", description.facade);
+        client.post(url).bearer_auth(&description.api_key).json(&body).send().await
+    };
+    assert_eq!(ask().await.expect("an answer").status(), reqwest::StatusCode::OK);
+    assert_eq!(detached.up().pid, description.pid, "it is up already");
+    let log = std::fs::read_to_string(detached.data().join("logs/gateway.log")).expect("a log");
+    assert!(log.contains("facade listens"), "{log}");
+    for secret in [&description.api_key, &description.admin_key] {
+        assert!(secret.len() > 32 && !log.contains(secret.as_str()), "a key is in the log");
+    }
+    assert!(!log.contains('\u{1b}'), "colours in a file: {log}");
+    assert!(detached.run(&["down"]).status.success());
+    assert!(ask().await.is_err(), "it is down");
+}
