@@ -4,13 +4,17 @@
 //! not hold, so the log itself is the compare-and-set. The offset of the last record that was folded is the version of
 //! everything. Nothing here touches Kafka.
 
+pub mod terms;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::domain::{DeploymentId, KeyId, ModelName, OrganizationId, PolicyName, Timestamp};
+use crate::domain::{
+    Calendar, DeploymentId, KeyId, ModelName, OrganizationId, PlanName, PolicyName, Timestamp, calendar,
+};
 use crate::records::EnvelopeError;
 use crate::records::control::{
-    ControlRecord, Deployment, Entity, EntityKind, Key, Model, Organization, Policy, PriceEntry,
+    Budget, ControlRecord, Deployment, Entity, EntityKind, Key, Model, Organization, Plan, Policy, PriceEntry,
 };
 
 /// An entity and the control offset of its last effective change.
@@ -27,11 +31,19 @@ pub struct Tables {
     offset: Option<i64>,
     versions: BTreeMap<(EntityKind, String), i64>,
     organizations: BTreeMap<OrganizationId, Versioned<Organization>>,
+    plans: BTreeMap<PlanName, Versioned<PlanTerms>>,
     keys: BTreeMap<KeyId, Versioned<Key>>,
     keys_by_hash: HashMap<String, KeyId>,
     models: BTreeMap<ModelName, Versioned<Model>>,
     aliases: HashMap<ModelName, ModelName>,
     policies: BTreeMap<PolicyName, Versioned<Policy>>,
+}
+
+/// A plan, and the days and months of its budget.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlanTerms {
+    pub plan: Plan,
+    pub calendar: Calendar,
 }
 
 /// What became of a change.
@@ -50,6 +62,8 @@ pub enum Error {
     Envelope(#[from] EnvelopeError),
     #[error("{kind} {id:?}: {source}")]
     Id { kind: &'static str, id: String, source: crate::domain::ids::Error },
+    #[error("plan {id:?}: {source}")]
+    Calendar { id: String, source: calendar::Error },
 }
 
 impl Tables {
@@ -91,6 +105,13 @@ impl Tables {
                 let id = OrganizationId::parse(id).map_err(invalid)?;
                 self.organizations.insert(id, Versioned { version, value: Arc::new(value) });
             }
+            Entity::Plan(plan) => {
+                let name = PlanName::parse(id).map_err(invalid)?;
+                let Budget { time_zone, reset_day, .. } = &plan.budget;
+                let calendar = Calendar::new(time_zone, *reset_day)
+                    .map_err(|source| Error::Calendar { id: id.to_owned(), source })?;
+                self.plans.insert(name, Versioned { version, value: Arc::new(PlanTerms { plan, calendar }) });
+            }
             Entity::Key(value) => {
                 let id = KeyId::parse(id).map_err(invalid)?;
                 self.keys_by_hash.retain(|_, owner| *owner != id);
@@ -117,6 +138,9 @@ impl Tables {
             EntityKind::Organization => {
                 self.organizations.remove(id);
             }
+            EntityKind::Plan => {
+                self.plans.remove(id);
+            }
             EntityKind::Key => {
                 self.keys.remove(id);
                 self.keys_by_hash.retain(|_, owner| owner.as_str() != id);
@@ -133,12 +157,38 @@ impl Tables {
         Ok(())
     }
 
+    /// The value of an entity.
+    pub fn entity(&self, kind: EntityKind, id: &str) -> Option<Entity> {
+        match kind {
+            EntityKind::Organization => {
+                self.organizations.get(id).map(|e| Entity::Organization(Organization::clone(&e.value)))
+            }
+            EntityKind::Plan => self.plans.get(id).map(|e| Entity::Plan(e.value.plan.clone())),
+            EntityKind::Key => self.keys.get(id).map(|e| Entity::Key(Key::clone(&e.value))),
+            // Not `Tables::model`, which resolves aliases.
+            EntityKind::Model => self.models.get(id).map(|e| Entity::Model(Model::clone(&e.value))),
+            EntityKind::Policy => self.policies.get(id).map(|e| Entity::Policy(Policy::clone(&e.value))),
+        }
+    }
+
     pub fn organization(&self, id: &OrganizationId) -> Option<&Versioned<Organization>> {
         self.organizations.get(id)
     }
 
     pub fn organizations(&self) -> impl Iterator<Item = (&OrganizationId, &Versioned<Organization>)> {
         self.organizations.iter()
+    }
+
+    pub fn plan(&self, name: &str) -> Option<&Versioned<PlanTerms>> {
+        self.plans.get(name)
+    }
+
+    pub fn plans(&self) -> impl Iterator<Item = (&PlanName, &Versioned<PlanTerms>)> {
+        self.plans.iter()
+    }
+
+    pub fn key(&self, id: &str) -> Option<&Versioned<Key>> {
+        self.keys.get(id)
     }
 
     /// The key whose secret has this SHA-256, in hex.
@@ -158,6 +208,10 @@ impl Tables {
 
     pub fn models(&self) -> impl Iterator<Item = (&ModelName, &Versioned<Model>)> {
         self.models.iter()
+    }
+
+    pub fn policies(&self) -> impl Iterator<Item = (&PolicyName, &Versioned<Policy>)> {
+        self.policies.iter()
     }
 
     pub fn policy(&self, name: &str) -> Option<(&PolicyName, &Versioned<Policy>)> {
@@ -203,10 +257,11 @@ mod tests {
             actor: "test".into(),
             at: Timestamp::from_millis(0),
             deleted: false,
-            organization: Some(Organization { name: name.into(), active: true }),
+            organization: Some(Organization::named(name)),
             key: None,
             model: None,
             policy: None,
+            plan: None,
         }
     }
 
@@ -229,7 +284,7 @@ mod tests {
     #[test]
     fn an_unknown_kind_is_an_error_and_counts_as_read() {
         let mut tables = Tables::default();
-        let strange = ControlRecord { kind: "plan".into(), ..organization("acme", -1, "A") };
+        let strange = ControlRecord { kind: "quota".into(), ..organization("acme", -1, "A") };
         assert!(tables.apply(8, &strange).is_err());
         assert_eq!(tables.offset(), 8);
     }
@@ -243,6 +298,7 @@ mod tests {
             cached_input: None,
             cache_write: None,
             output: PicoUsd::new(input),
+            reasoning: None,
             source: None,
             source_read: None,
         }

@@ -136,6 +136,10 @@ id!(
     PolicyName, "policy"
 );
 id!(
+    /// What an organization may use and spend.
+    PlanName, "plan"
+);
+id!(
     /// A conversation, as the client names it.
     ConversationId, "conversation id"
 );

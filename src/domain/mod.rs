@@ -1,12 +1,14 @@
-//! Values without I/O: identifiers, money, time, token usage. Nothing here touches Kafka, a clock or the network.
+//! Values without I/O: identifiers, money, time, calendars, token usage. Nothing here touches Kafka, a clock or the network.
 
+pub mod calendar;
 pub mod ids;
 pub mod money;
 pub mod time;
 pub mod usage;
 
+pub use calendar::{Calendar, Periods};
 pub use ids::{
-    ConversationId, DeploymentId, KeyId, ModelName, OrganizationId, PolicyName, RequestId, RequestKey, UserId,
+    ConversationId, DeploymentId, KeyId, ModelName, OrganizationId, PlanName, PolicyName, RequestId, RequestKey, UserId,
 };
 pub use money::PicoUsd;
 pub use time::Timestamp;

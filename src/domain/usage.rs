@@ -18,13 +18,14 @@ pub struct TokenUsage {
 }
 
 /// What one token of each class costs. A class without a price of its own costs what `input` costs (cached and written
-/// input are input); input and output always have one.
+/// input are input; reasoning is output); input and output always have one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Price {
     pub input: PicoUsd,
     pub cached_input: Option<PicoUsd>,
     pub cache_write: Option<PicoUsd>,
     pub output: PicoUsd,
+    pub reasoning: Option<PicoUsd>,
 }
 
 impl TokenUsage {
@@ -42,11 +43,15 @@ impl TokenUsage {
 impl Price {
     /// Exact cost of `usage`. `None` when input or output is unknown (unknown is never zero) or does not fit.
     pub fn cost(&self, usage: &TokenUsage) -> Option<PicoUsd> {
+        let output = usage.output?;
+        // Told for information by some: more of it than of output cannot be.
+        let reasoning = self.reasoning.and(usage.reasoning).unwrap_or(0).min(output);
         let classes = [
             (usage.input?, self.input),
             (usage.cached_input.unwrap_or(0), self.cached_input.unwrap_or(self.input)),
             (usage.cache_write.unwrap_or(0), self.cache_write.unwrap_or(self.input)),
-            (usage.output?, self.output),
+            (output - reasoning, self.output),
+            (reasoning, self.reasoning.unwrap_or(self.output)),
         ];
         classes.iter().try_fold(PicoUsd::ZERO, |sum, (tokens, price)| sum.checked_add(price.checked_mul(*tokens)?))
     }
@@ -61,6 +66,7 @@ mod tests {
         cached_input: Some(PicoUsd::new(300_000)),
         cache_write: Some(PicoUsd::new(3_750_000)),
         output: PicoUsd::new(15_000_000),
+        reasoning: None,
     };
 
     #[test]
@@ -74,6 +80,10 @@ mod tests {
         };
         assert_eq!(PRICE.cost(&usage), Some(PicoUsd::new(300_000_000 + 3_000_000 + 7_500_000 + 105_000_000)));
         assert_eq!(usage.total_input(), Some(112));
+        let reasoned = Price { reasoning: Some(PicoUsd::new(20_000_000)), ..PRICE };
+        assert_eq!(reasoned.cost(&usage), Some(PicoUsd::new(310_500_000 + 30_000_000 + 100_000_000)));
+        let more_than_output = TokenUsage { reasoning: Some(9), ..usage };
+        assert_eq!(reasoned.cost(&more_than_output), Some(PicoUsd::new(310_500_000 + 140_000_000)));
     }
 
     #[test]

@@ -85,18 +85,22 @@ fn change(kind: &str, id: &str) -> ControlRecord {
         key: None,
         model: None,
         policy: None,
+        plan: None,
     }
 }
 
 fn key(id: &str, secret: &str, organizations: &[&str], active: bool) -> ControlRecord {
     let organizations = organizations.iter().map(|o| o.parse().unwrap()).collect();
     let sha256 = hex::encode(Sha256::digest(secret));
-    let key = Key { organizations, sha256, prefix: secret[..5].into(), active };
+    let key = Key { active, ..Key::of(organizations, sha256, secret[..5].into()) };
     ControlRecord { key: Some(key), ..change("key", id) }
 }
 
 fn organization(id: &str, active: bool) -> ControlRecord {
-    ControlRecord { organization: Some(Organization { name: id.into(), active }), ..change("organization", id) }
+    ControlRecord {
+        organization: Some(Organization { active, ..Organization::named(id) }),
+        ..change("organization", id)
+    }
 }
 
 /// Three organizations, three keys, one model with an alias, and the policy `auto`.
@@ -110,6 +114,7 @@ pub fn tables() -> Tables {
         max_output_tokens: 16_384,
         capabilities: vec!["chat".into(), "streaming".into()],
         deployments: vec![],
+        limits: Default::default(),
     };
     let policy =
         Policy { description: String::new(), default_tier: 2, max_attempts: 3, tiers: vec![], fallback: vec![] };

@@ -40,6 +40,7 @@ fn control_record(kind: &str, id: &str) -> ControlRecord {
         key: None,
         model: None,
         policy: None,
+        plan: None,
     }
 }
 
@@ -64,6 +65,7 @@ fn price(input: i128, output: i128) -> PriceEntry {
         cached_input: None,
         cache_write: None,
         output: PicoUsd::new(output),
+        reasoning: None,
         source: Some("test".into()),
         source_read: None,
     }
@@ -79,14 +81,15 @@ fn model(tier: u8, deployments: Vec<Deployment>) -> Model {
         max_output_tokens: 100,
         capabilities: vec![],
         deployments,
+        limits: Default::default(),
     }
 }
 
 pub fn tables() -> Tables {
     let mut tables = Tables::default();
     let name = |text: &str| ModelName::parse(text).unwrap();
-    let organization = Organization { name: "Acme".into(), active: true };
-    let gone = Organization { name: "Gone".into(), active: false };
+    let organization = Organization::named("Acme");
+    let gone = Organization { active: false, ..Organization::named("Gone") };
     let two = Model {
         aliases: vec![name("alias")],
         ..model(2, vec![deployment("two-a", vec![price(1_000, 2_000)]), deployment("two-b", vec![price(3_000, 4_000)])])

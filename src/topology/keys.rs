@@ -71,12 +71,7 @@ pub async fn create(
     if log.tables().version_of(EntityKind::Key, id.as_str()) >= 0 {
         return Err(taken());
     }
-    let key = Key {
-        organizations: vec![organization.clone()],
-        sha256: hash(&secret),
-        prefix: secret.chars().take(SHOWN).collect(),
-        active: true,
-    };
+    let key = Key::of(vec![organization.clone()], hash(&secret), secret.chars().take(SHOWN).collect());
     let wanted = Wanted { id: id.to_string(), entity: Entity::Key(key), expected_version: -1 };
     let outcomes = log.write(publisher, vec![wanted], "tollstream keys create").await?;
     if outcomes != [Change::Effective] {

@@ -98,6 +98,7 @@ pub struct Item {
 
 /// What is done for an item.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "a plan has few steps")]
 pub enum Step {
     CreateTopic {
         name: String,
@@ -297,36 +298,19 @@ fn schema(topic: Topic, subject: String, state: &SubjectState, plan: &mut Plan) 
 fn seed(id: &str, entity: Entity, update: bool, observed: &Observed) -> Item {
     let kind = entity.kind();
     let version = observed.control.version_of(kind, id);
-    let there = current(&observed.control, kind, id);
-    let (action, detail) = match there {
+    let there = observed.control.entity(kind, id);
+    let (action, detail) = match &there {
         None if observed.deleted.contains(&(kind, id.to_owned())) => {
             (Action::Leave, "was deleted on control and stays so".to_owned())
         }
         None => (Action::Create, String::new()),
-        Some(there) if there == entity => (Action::Unchanged, format!("version {version}")),
+        Some(there) if *there == entity => (Action::Unchanged, format!("version {version}")),
         Some(_) if update => (Action::Change, format!("replaces version {version}")),
         Some(_) => (Action::Leave, format!("version {version} differs; --update-seeds replaces it")),
     };
     let put = Step::Put { id: id.to_owned(), entity, expected_version: version };
     let step = matches!(action, Action::Create | Action::Change).then_some(put);
     Item { kind: kind.name(), name: id.to_owned(), action, detail, step }
-}
-
-fn current(tables: &Tables, kind: EntityKind, id: &str) -> Option<Entity> {
-    match kind {
-        EntityKind::Organization => {
-            let found = tables.organizations().find(|(name, _)| name.as_str() == id);
-            found.map(|(_, e)| Entity::Organization((*e.value).clone()))
-        }
-        EntityKind::Key => {
-            tables.keys().find(|(name, _)| name.as_str() == id).map(|(_, e)| Entity::Key((*e.value).clone()))
-        }
-        // Not `Tables::model`, which resolves aliases.
-        EntityKind::Model => {
-            tables.models().find(|(name, _)| name.as_str() == id).map(|(_, e)| Entity::Model((*e.value).clone()))
-        }
-        EntityKind::Policy => tables.policy(id).map(|(_, e)| Entity::Policy((*e.value).clone())),
-    }
 }
 
 #[cfg(test)]

@@ -102,7 +102,7 @@ fn organizations(files: &Files, problems: &mut Vec<Problem>) -> BTreeMap<Organiz
         match OrganizationId::parse(&item.id) {
             Err(e) => problems.push(Problem::new(ORGANIZATIONS, format!("{at}.id"), e.to_string())),
             Ok(id) => {
-                let organization = Organization { name: item.name, active: item.active };
+                let organization = Organization { active: item.active, ..Organization::named(&item.name) };
                 if all.insert(id, organization).is_some() {
                     problems.push(Problem::new(ORGANIZATIONS, at, "is there more than once"));
                 }

@@ -42,14 +42,11 @@ fn tables() -> Tables {
         key: None,
         model: None,
         policy: None,
+        plan: None,
     };
-    let key = Key {
-        organizations: vec!["acme".parse().unwrap()],
-        sha256: hex::encode(Sha256::digest(SECRET)),
-        prefix: "sk-of".into(),
-        active: true,
-    };
-    let organization = Some(Organization { name: "Acme".into(), active: true });
+    let sha256 = hex::encode(Sha256::digest(SECRET));
+    let key = Key::of(vec!["acme".parse().unwrap()], sha256, "sk-of".into());
+    let organization = Some(Organization::named("Acme"));
     let mut tables = Tables::default();
     tables.apply(0, &ControlRecord { organization, ..change("organization", "acme") }).unwrap();
     tables.apply(1, &ControlRecord { key: Some(key), ..change("key", "k") }).unwrap();

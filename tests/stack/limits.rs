@@ -2,7 +2,7 @@
 
 use tollstream::domain::ids::partition_of;
 use tollstream::domain::{DeploymentId, PicoUsd, Timestamp};
-use tollstream::records::control::{Deployment, Entity, Model, PriceEntry};
+use tollstream::records::control::{Deployment, Entity, Limits, Model, PriceEntry};
 use tollstream::records::dead_letters::DeadLetter;
 use tollstream::records::journal::{Entry, JournalRecord, OwnershipTaken};
 use tollstream::records::{Outcome, Topic};
@@ -24,6 +24,7 @@ fn enormous() -> Model {
         cached_input: None,
         cache_write: None,
         output: PicoUsd::ZERO,
+        reasoning: None,
         source: None,
         source_read: None,
     };
@@ -45,6 +46,7 @@ fn enormous() -> Model {
         max_output_tokens: 1,
         capabilities: Vec::new(),
         deployments: (0..3_000).map(deployment).collect(),
+        limits: Limits::default(),
     }
 }
 

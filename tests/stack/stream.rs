@@ -59,7 +59,7 @@ impl Producer {
     }
 
     pub async fn add_organization(&self, id: &str) -> i64 {
-        self.add(id, Entity::Organization(Organization { name: id.to_owned(), active: true })).await
+        self.add(id, Entity::Organization(Organization::named(id))).await
     }
 
     /// Its offset.

@@ -9,7 +9,7 @@ use time::macros::format_description;
 use super::super::{Files, Problem};
 use super::{TIERS, prices, read};
 use crate::domain::{DeploymentId, ModelName, Timestamp};
-use crate::records::control::{Deployment, Model, NO_CREDENTIAL};
+use crate::records::control::{Deployment, Limits, Model, NO_CREDENTIAL};
 
 /// What a model may be said to be capable of.
 pub const CAPABILITIES: [&str; 8] =
@@ -133,6 +133,7 @@ fn model(item: ModelItem, place: &mut Place<'_>) -> Option<Model> {
         max_output_tokens: item.max_output_tokens,
         capabilities: item.capabilities,
         deployments: deployments.into_iter().collect::<Option<_>>()?,
+        limits: Limits::default(),
     })
 }
 

@@ -25,6 +25,8 @@ pub(super) struct Item {
     cache_write: Option<String>,
     output: String,
     #[serde(default)]
+    reasoning: Option<String>,
+    #[serde(default)]
     source: Option<String>,
     #[serde(default)]
     source_read: Option<String>,
@@ -59,6 +61,7 @@ fn entry(index: usize, item: Item, place: &mut Place<'_>) -> Option<PriceEntry> 
     let output = usd(&key("output"), &item.output, place);
     let cached_input = item.cached_input.map(|text| usd(&key("cached_input"), &text, place));
     let cache_write = item.cache_write.map(|text| usd(&key("cache_write"), &text, place));
+    let reasoning = item.reasoning.map(|text| usd(&key("reasoning"), &text, place));
     let moment = OffsetDateTime::parse(&item.effective_from, &Rfc3339)
         .map_err(|_| format!("{:?} is no moment; write it like 2024-09-25T00:00:00Z", item.effective_from));
     let moment = place.take(&key("effective_from"), moment);
@@ -83,6 +86,7 @@ fn entry(index: usize, item: Item, place: &mut Place<'_>) -> Option<PriceEntry> 
         cached_input: cached_input.map_or(Some(None), |price| price.map(Some))?,
         cache_write: cache_write.map_or(Some(None), |price| price.map(Some))?,
         output: output?,
+        reasoning: reasoning.map_or(Some(None), |price| price.map(Some))?,
         source: item.source,
         source_read: item.source_read,
     })

@@ -79,7 +79,7 @@ fn attempt(number: u64, attempt: u32, model: usize, outcome: Outcome) -> UsageRe
         reasoning: Some(0),
     };
     let [input, output] = [input, output].map(|price| PicoUsd::per_token_from_usd_per_million(price).unwrap());
-    let price = Price { input, cached_input: None, cache_write: None, output };
+    let price = Price { input, cached_input: None, cache_write: None, output, reasoning: None };
     let answered = outcome == Outcome::Completed;
     UsageRecord {
         journal_index: attempt as i32,
