@@ -234,6 +234,8 @@ impl Journal {
                 | Fact::AttemptProgressed(_)
                 | Fact::AttemptEnded(_)
                 | Fact::OrphanPosted(_)
+                | Fact::Overdrawn(_)
+                | Fact::ThresholdCrossed(_)
                 | Fact::RequestSettled(_) => continue,
             };
             *counter += 1;
@@ -287,7 +289,10 @@ impl Journal {
                         });
                     }
                 }
-                Fact::AttemptProgressed(_) | Fact::CancelRequested(_) => {}
+                Fact::AttemptProgressed(_)
+                | Fact::CancelRequested(_)
+                | Fact::Overdrawn(_)
+                | Fact::ThresholdCrossed(_) => {}
             }
         }
     }

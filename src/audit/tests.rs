@@ -58,6 +58,7 @@ fn admitted() -> Fact {
         include_usage: false,
         features: Features::default(),
         body_fingerprint: None,
+        limits: Vec::new(),
     })
 }
 
@@ -74,6 +75,8 @@ fn started(attempt: u32) -> Fact {
         deployment: DeploymentId::parse("d").unwrap(),
         provider: "p".into(),
         price_version: 0,
+        reservation: None,
+        limits: None,
     })
 }
 
@@ -97,6 +100,7 @@ fn ended(attempt: u32, outcome: Outcome, content_frames: u32) -> Fact {
         price_version: 0,
         price_simulated: false,
         cost_pico_usd: None,
+        booking: None,
     }))
 }
 
@@ -114,7 +118,13 @@ fn settled(attempts: u32, outcome: Outcome, content_frames: u32) -> Fact {
 }
 
 fn refused() -> Fact {
-    Fact::RequestRefused(RequestRefused { code: "invalid_request".into(), status: 400, told: None })
+    Fact::RequestRefused(RequestRefused {
+        code: "invalid_request".into(),
+        status: 400,
+        told: None,
+        features: None,
+        limit: None,
+    })
 }
 
 fn skipped(reason: &str) -> Fact {

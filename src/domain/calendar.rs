@@ -5,6 +5,7 @@
 
 use jiff::civil::Date;
 use jiff::tz::{TimeZone, TimeZoneDatabase};
+use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
 
@@ -29,7 +30,7 @@ pub struct Calendar {
 }
 
 /// A day and the month that it is in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Periods {
     /// First moment of the day.
     pub day: Timestamp,

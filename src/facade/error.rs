@@ -187,6 +187,7 @@ impl From<&Refusal> for ApiError {
             message: refusal.to_string(),
             param: refusal.param().map(str::to_owned),
             retry_after_ms: (status == StatusCode::SERVICE_UNAVAILABLE).then_some(RETRY_MS),
+            rate_limits: None,
         }
     }
 }
@@ -219,6 +220,7 @@ pub fn of_terminal(terminal: Terminal, idempotent: bool, is_final: bool) -> ApiE
             message: format!("the request ended without an answer: {}", outcome.as_str()),
             param: None,
             retry_after_ms: None,
+            rate_limits: None,
         }
     });
     if is_final && (error.status >= 500 || error.status == 429) {

@@ -12,7 +12,12 @@ use crate::records::responses::{ApiError, Content, Frame, FrameBody, Head, Termi
 pub const TENURE: i64 = 7;
 
 pub fn head() -> Head {
-    Head { model: "gpt-4o-mini".parse().unwrap(), deployment: "openai-gpt-4o-mini".parse().unwrap(), tier: 2 }
+    Head {
+        model: "gpt-4o-mini".parse().unwrap(),
+        deployment: "openai-gpt-4o-mini".parse().unwrap(),
+        tier: 2,
+        rate_limits: None,
+    }
 }
 
 fn frame(attempt: u32, sequence: u32, body: FrameBody) -> Frame {
@@ -60,6 +65,7 @@ pub fn failed(attempt: u32, sequence: u32, status: u16, code: &str) -> Frame {
         message: "as the processor says".into(),
         param: None,
         retry_after_ms: (status == 429).then_some(2_500),
+        rate_limits: None,
     };
     let terminal = Terminal { error: Some(error), head: None, ..terminal(Outcome::Failed) };
     frame(attempt, sequence, FrameBody::Terminal(Box::new(terminal)))

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::ProviderCall;
 use super::content::{self, Content};
 use super::memory::Before;
+use super::refusal::Refusal;
 use super::state::{OpenRequest, State, key_of};
 use super::{Bounds, Capacity, Command, Context, Decision, TAG_BYTES_MAX, call, inference, refusal, router};
 use crate::domain::ModelName;
@@ -48,10 +49,17 @@ pub(super) fn decide(
         Ok((facts, call)) => {
             Decision { facts, commands: vec![Command::Call(Box::new(call))], ..from_record(&arrival, request) }
         }
-        Err(error) => {
+        Err(refusal) => {
+            let Refusal { error, limit } = *refusal;
             let (code, status) = (error.code.clone(), error.status);
             let (told, command) = refused(chat, error, None, context);
-            let fact = Fact::RequestRefused(RequestRefused { code, status, told: Some(told) });
+            let fact = Fact::RequestRefused(RequestRefused {
+                code,
+                status,
+                told: Some(told),
+                features: content.as_ref().ok().map(|content| content.features),
+                limit,
+            });
             Decision { facts: vec![fact], commands: vec![command], ..from_record(&arrival, request) }
         }
     }
@@ -119,12 +127,12 @@ fn admit(
     content: &Result<Content, content::Error>,
     context: &Context<'_>,
     request: &mut RequestContext,
-) -> Result<(Vec<Fact>, ProviderCall), ApiError> {
+) -> Result<(Vec<Fact>, ProviderCall), Box<Refusal>> {
     let (chat, bounds) = (arrival.chat, context.bounds);
     supported(chat, bounds)?;
     let organization = context.control.organization(&chat.organization);
     if !organization.is_some_and(|entity| entity.value.active) {
-        return Err(refusal::unknown_organization(chat.organization.as_str()));
+        return Err(refusal::unknown_organization(chat.organization.as_str()).into());
     }
     let content = content.as_ref().map_err(|e| refusal::invalid_request(e.to_string()))?;
     request.stream = content.stream;
@@ -138,15 +146,15 @@ fn admit(
     };
     let deadline_at = arrival.received_at.plus(timeout);
     if deadline_at <= context.at {
-        return Err(refusal::too_late());
+        return Err(refusal::too_late().into());
     }
     let route = router::route(context.control, &model, context.at)?;
     request.tier = Some(route.tier);
     (request.policy, request.policy_version) = route.policy.unzip();
     match context.capacity {
         Capacity::Free => {}
-        Capacity::ShareUsed => return Err(refusal::over_capacity(true)),
-        Capacity::Full => return Err(refusal::over_capacity(false)),
+        Capacity::ShareUsed => return Err(refusal::over_capacity(true).into()),
+        Capacity::Full => return Err(refusal::over_capacity(false).into()),
     }
     let admitted = RequestAdmitted {
         deadline_at,
@@ -155,6 +163,7 @@ fn admit(
         include_usage: content.include_usage,
         features: content.features,
         body_fingerprint: arrival.fingerprint.map(str::to_owned),
+        limits: Vec::new(),
     };
     let candidate = &route.routed.candidates[0];
     let started = inference::start(context.control, candidate, 1).ok_or_else(|| refusal::no_price(&named))?;
@@ -167,33 +176,33 @@ fn admit(
 }
 
 /// Refuses what the record itself rules out.
-fn supported(chat: &Chat, bounds: &Bounds) -> Result<(), ApiError> {
+fn supported(chat: &Chat, bounds: &Bounds) -> Result<(), Box<Refusal>> {
     if chat.body.len() > bounds.body_bytes_max {
-        return Err(refusal::too_large(chat.body.len(), bounds.body_bytes_max));
+        return Err(refusal::too_large(chat.body.len(), bounds.body_bytes_max).into());
     }
     if chat.encryption_key_id.is_some() {
-        return Err(refusal::unsupported("encrypted content (encryption_key_id)"));
+        return Err(refusal::unsupported("encrypted content (encryption_key_id)").into());
     }
     if chat.content_ref.is_some() {
-        return Err(refusal::unsupported("content by reference (content_ref)"));
+        return Err(refusal::unsupported("content by reference (content_ref)").into());
     }
     if chat.content_type != "application/json" {
-        return Err(refusal::unsupported(&format!("content type {:?}", chat.content_type)));
+        return Err(refusal::unsupported(&format!("content type {:?}", chat.content_type)).into());
     }
     if chat.lane != 0 {
-        return Err(refusal::unsupported("a lane other than 0"));
+        return Err(refusal::unsupported("a lane other than 0").into());
     }
     if chat.reply_partition.is_some_and(|p| p < 0 || p >= bounds.partitions as i32) {
         let most = bounds.partitions.saturating_sub(1);
-        return Err(refusal::invalid_request(format!("reply_partition must be from 0 to {most}")));
+        return Err(refusal::invalid_request(format!("reply_partition must be from 0 to {most}")).into());
     }
     if !nonce_fits(chat) {
-        return Err(refusal::invalid_request(format!("reply_nonce must have at most {NONCE_BYTES_MAX} bytes")));
+        return Err(refusal::invalid_request(format!("reply_nonce must have at most {NONCE_BYTES_MAX} bytes")).into());
     }
     let tag_fits = |(name, value): (&String, &String)| name.len() <= TAG_BYTES_MAX && value.len() <= TAG_BYTES_MAX;
     if chat.tags.len() > TAGS_MAX || !chat.tags.iter().all(tag_fits) {
         let message = format!("at most {TAGS_MAX} tags with names and values of at most {TAG_BYTES_MAX} bytes");
-        return Err(refusal::invalid_request(message));
+        return Err(refusal::invalid_request(message).into());
     }
     Ok(())
 }

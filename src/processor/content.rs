@@ -88,6 +88,7 @@ pub fn read(body: &[u8]) -> Result<Content, Error> {
             images: view.messages.images,
             choices,
             output_cap: view.max_completion_tokens.or(view.max_tokens),
+            input_tokens: None,
         },
     })
 }
@@ -191,6 +192,7 @@ mod tests {
             images: 1,
             choices: 2,
             output_cap: Some(9),
+            input_tokens: None,
         };
         assert_eq!(content.features, expected);
     }

@@ -422,7 +422,10 @@ impl World {
                             told.insert(key.clone(), commit.at);
                         }
                     }
-                    Fact::AttemptProgressed(_) | Fact::CancelRequested(_) => {}
+                    Fact::AttemptProgressed(_)
+                    | Fact::CancelRequested(_)
+                    | Fact::Overdrawn(_)
+                    | Fact::ThresholdCrossed(_) => {}
                 }
             }
         }

@@ -94,6 +94,8 @@ pub fn start(control: &Tables, candidate: &Candidate, attempt: u32) -> Option<At
         deployment: candidate.deployment.clone(),
         provider: deployment.provider.clone(),
         price_version: model.version,
+        reservation: None,
+        limits: None,
     })
 }
 
@@ -173,6 +175,7 @@ fn priced(
         price_version: model.map_or(started.price_version, |(_, model)| model.version),
         price_simulated: price.is_some_and(|entry| entry.source.is_none()),
         cost_pico_usd: price.and_then(|entry| entry.price().cost(&usage)).filter(|cost| cost.to_long().is_some()),
+        booking: None,
     }
 }
 

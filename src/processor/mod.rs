@@ -43,7 +43,6 @@ const TAG_BYTES_MAX: usize = 64;
 
 /// What is decided on.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "an input lives on the stack for one decision; most are the large ones")]
 pub enum Input<'a> {
     Chat {
         source_offset: i64,
@@ -148,6 +147,8 @@ pub struct ProviderCall {
     pub credential: String,
     pub stream: bool,
     pub include_usage: bool,
+    /// The provider is told this cap of the answer's tokens, whatever the client says of it.
+    pub output_cap: Option<u64>,
     pub deadline_at: Timestamp,
     pub reply_partition: i32,
     pub reply_nonce: Option<String>,
@@ -341,7 +342,12 @@ fn nothing(input: InputKind) -> Decision {
 }
 
 fn head_of(candidate: &Candidate) -> Head {
-    Head { model: candidate.model.clone(), deployment: candidate.deployment.clone(), tier: candidate.tier }
+    Head {
+        model: candidate.model.clone(),
+        deployment: candidate.deployment.clone(),
+        tier: candidate.tier,
+        rate_limits: None,
+    }
 }
 
 fn call(
@@ -362,6 +368,7 @@ fn call(
         credential: deployment.credential.clone(),
         stream,
         include_usage: admitted.include_usage,
+        output_cap: None,
         deadline_at: admitted.deadline_at,
         reply_partition: admitted.reply_partition,
         reply_nonce: admitted.reply_nonce.clone(),

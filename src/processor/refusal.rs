@@ -11,6 +11,20 @@ pub const CLIENT_CLOSED_REQUEST: u16 = 499;
 /// Most characters of a message: some repeat what the asker sent.
 const MESSAGE_CHARS_MAX: usize = 1_000;
 
+/// Why a request is not admitted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub error: ApiError,
+    /// The limit or budget that did not suffice, such as `organization.requests_per_minute`.
+    pub limit: Option<String>,
+}
+
+impl From<ApiError> for Box<Refusal> {
+    fn from(error: ApiError) -> Self {
+        Self::new(Refusal { error, limit: None })
+    }
+}
+
 fn error(status: u16, kind: &str, code: &str, message: impl Into<String>) -> ApiError {
     ApiError {
         status,
@@ -19,6 +33,7 @@ fn error(status: u16, kind: &str, code: &str, message: impl Into<String>) -> Api
         message: message.into().chars().take(MESSAGE_CHARS_MAX).collect(),
         param: None,
         retry_after_ms: None,
+        rate_limits: None,
     }
 }
 

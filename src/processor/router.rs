@@ -9,9 +9,8 @@ use std::sync::Arc;
 use crate::control::Tables;
 use crate::domain::{ModelName, PolicyName, Timestamp};
 use crate::records::journal::{Candidate, RequestRouted};
-use crate::records::responses::ApiError;
 
-use super::refusal;
+use super::refusal::{self, Refusal};
 
 /// The model name that leaves the choice to a policy.
 pub const AUTO: &str = "auto";
@@ -27,7 +26,7 @@ pub struct Route {
 }
 
 /// Chooses the candidates for `model` at `at`.
-pub fn route(control: &Tables, model: &ModelName, at: Timestamp) -> Result<Route, ApiError> {
+pub fn route(control: &Tables, model: &ModelName, at: Timestamp) -> Result<Route, Box<Refusal>> {
     match control.policy(model.as_str()) {
         Some((name, policy)) if model.as_str() == AUTO => {
             let tier = policy.value.default_tier;

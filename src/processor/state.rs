@@ -227,6 +227,7 @@ pub fn evolve(state: &mut State, commit: &Commit) {
                 }
             }
             Fact::RequestSettled(settled) => state.close(&key, commit.at, settled, last),
+            Fact::Overdrawn(_) | Fact::ThresholdCrossed(_) => {}
             Fact::OrphanPosted(orphan) => {
                 state.orphans.remove(&orphan.journal_offset);
             }

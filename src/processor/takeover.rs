@@ -44,7 +44,11 @@ pub(super) fn decide_orphaned(state: &State, journal_offset: i64) -> Decision {
     Decision {
         organization: Some(orphan.organization.clone()),
         request: Some(orphan.context.clone()),
-        facts: vec![Fact::OrphanPosted(OrphanPosted { journal_offset, posting: orphan.posting.clone() })],
+        facts: vec![Fact::OrphanPosted(OrphanPosted {
+            journal_offset,
+            posting: orphan.posting.clone(),
+            corrects_pico_usd: None,
+        })],
         ..nothing(InputKind::Takeover)
     }
 }

@@ -22,7 +22,9 @@ pub fn usage_of(partition: i32, offset: i64, commit: &Commit) -> Vec<UsageRecord
         | Fact::RequestSettled(_)
         | Fact::CancelRequested(_)
         | Fact::RecordSkipped(_)
-        | Fact::AttemptProgressed(_) => None,
+        | Fact::AttemptProgressed(_)
+        | Fact::Overdrawn(_)
+        | Fact::ThresholdCrossed(_) => None,
     });
     let mut postings: Vec<UsageRecord> = postings.collect();
     let settled = commit.facts.iter().find_map(|fact| match fact {
@@ -214,6 +216,7 @@ mod tests {
             price_version: 41,
             price_simulated: true,
             cost_pico_usd: (outcome == Outcome::Completed).then(|| PicoUsd::new(1_234)),
+            booking: None,
         }))
     }
 
@@ -231,7 +234,13 @@ mod tests {
     }
 
     fn refused() -> Fact {
-        Fact::RequestRefused(RequestRefused { code: "model_not_found".into(), status: 404, told: None })
+        Fact::RequestRefused(RequestRefused {
+            code: "model_not_found".into(),
+            status: 404,
+            told: None,
+            features: None,
+            limit: None,
+        })
     }
 
     fn model() -> ModelName {
@@ -248,6 +257,7 @@ mod tests {
             include_usage: false,
             features: Features::default(),
             body_fingerprint: None,
+            limits: Vec::new(),
         };
         vec![
             Fact::RequestAdmitted(admitted),
@@ -262,6 +272,8 @@ mod tests {
                 deployment,
                 provider: "p".into(),
                 price_version: 1,
+                reservation: None,
+                limits: None,
             }),
             Fact::CancelRequested(CancelRequested { reason: "bye".into(), open: true }),
             Fact::RecordSkipped(RecordSkipped { reason: "duplicate".into(), told: None }),

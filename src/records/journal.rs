@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::responses::Original;
 use super::{EnvelopeError, Origin, Outcome, Record, Topic, UsageSource};
 use crate::domain::{
-    ConversationId, DeploymentId, KeyId, ModelName, OrganizationId, PicoUsd, PolicyName, RequestId, Timestamp,
+    ConversationId, DeploymentId, KeyId, ModelName, OrganizationId, Periods, PicoUsd, PolicyName, RequestId, Timestamp,
     TokenUsage, UserId,
 };
 
@@ -193,6 +193,8 @@ facts! {
     record_skipped: RecordSkipped(RecordSkipped),
     attempt_progressed: AttemptProgressed(AttemptProgressed),
     orphan_posted: OrphanPosted(OrphanPosted),
+    overdrawn: Overdrawn(Overdrawn),
+    threshold_crossed: ThresholdCrossed(ThresholdCrossed),
 }
 
 /// A fact as it is on the wire, or why there is none that this program knows.
@@ -258,6 +260,37 @@ pub struct RequestAdmitted {
     /// Keyed hash of the body.
     #[serde(default)]
     pub body_fingerprint: Option<String>,
+    /// What it takes of the limits that there are.
+    #[serde(default)]
+    pub limits: Vec<LimitCharge>,
+}
+
+/// Whose limits are charged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum LimitScope {
+    Organization,
+    /// The key of the request, for this organization.
+    Key,
+    /// The organization's calls of the attempt's model.
+    Model,
+    /// Also every symbol that a newer version writes.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+/// What a request or an attempt takes of one scope's limits per minute: one request, and so many tokens until it is known
+/// how many it used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitCharge {
+    pub scope: LimitScope,
+    /// In force when it was charged.
+    #[serde(default)]
+    pub requests_per_minute: Option<u64>,
+    #[serde(default)]
+    pub tokens_per_minute: Option<u64>,
+    pub tokens: u64,
 }
 
 /// Of the content, without it; enough to decide again.
@@ -274,6 +307,9 @@ pub struct Features {
     pub choices: u32,
     #[serde(default)]
     pub output_cap: Option<u64>,
+    /// Of the messages and tools, by OpenAI's o200k_base; `None`: not counted.
+    #[serde(default)]
+    pub input_tokens: Option<u64>,
 }
 
 fn one() -> u32 {
@@ -287,6 +323,12 @@ pub struct RequestRefused {
     pub status: u16,
     #[serde(default)]
     pub told: Option<Told>,
+    /// `None`: the content was not looked at, or cannot be read.
+    #[serde(default)]
+    pub features: Option<Features>,
+    /// Which limit or budget did not suffice.
+    #[serde(default)]
+    pub limit: Option<String>,
 }
 
 /// What the asker of a request without a call is told, so that the next owner can tell it again.
@@ -325,6 +367,46 @@ pub struct AttemptStarted {
     pub provider: String,
     /// Control offset of the model, whose prices apply.
     pub price_version: i64,
+    /// `None`: nothing was reserved (a version without a ledger wrote it).
+    #[serde(default)]
+    pub reservation: Option<Reservation>,
+    /// Of the organization's calls of this model.
+    #[serde(default)]
+    pub limits: Option<LimitCharge>,
+}
+
+/// The accounts of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Account {
+    Organization,
+    /// Of the key, for this organization.
+    Key,
+    /// Also every symbol that a newer version writes.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+/// Money that is set aside for an attempt, on all of its accounts: what it costs in the worst case.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reservation {
+    pub amount_pico_usd: PicoUsd,
+    /// Estimated, as the model counts.
+    pub input_tokens: u64,
+    /// At the most, of each choice.
+    pub output_tokens: u64,
+    /// The call is told this cap: the client gave none, or a higher one.
+    #[serde(default)]
+    pub output_cap: Option<u64>,
+    pub accounts: Vec<Account>,
+}
+
+/// On which accounts, and in which of their periods, a posting is booked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Booking {
+    pub accounts: Vec<Account>,
+    pub periods: Periods,
 }
 
 /// A posting: what one provider call used and cost.
@@ -358,6 +440,9 @@ pub struct AttemptEnded {
     pub price_simulated: bool,
     #[serde(default)]
     pub cost_pico_usd: Option<PicoUsd>,
+    /// `None`: a version without a ledger wrote it.
+    #[serde(default)]
+    pub booking: Option<Booking>,
 }
 
 /// Terminal of an admitted request.
@@ -407,6 +492,41 @@ pub struct OrphanPosted {
     /// Of that commit.
     pub journal_offset: i64,
     pub posting: Box<AttemptEnded>,
+    /// The attempt was posted with this estimated cost already, so that the posting has what goes beyond it (or, below
+    /// zero, comes back).
+    #[serde(default)]
+    pub corrects_pico_usd: Option<PicoUsd>,
+}
+
+/// A posting is higher than what was reserved for its attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overdrawn {
+    pub attempt: u32,
+    /// Of the posting, beyond the reservation.
+    pub amount_pico_usd: PicoUsd,
+}
+
+/// What is reckoned by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Period {
+    Day,
+    Month,
+    /// Also every symbol that a newer version writes.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+/// With its posting an account has reached a percentage of what it may spend in a period.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThresholdCrossed {
+    pub account: Account,
+    pub period: Period,
+    pub percent: u32,
+    /// Of the period, and what is posted in it.
+    pub limit_pico_usd: PicoUsd,
+    pub posted_pico_usd: PicoUsd,
 }
 
 /// What is on the journal, without the envelope.

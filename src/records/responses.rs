@@ -59,6 +59,27 @@ pub struct Head {
     pub model: ModelName,
     pub deployment: DeploymentId,
     pub tier: u8,
+    /// `None`: nothing is limited.
+    #[serde(default)]
+    pub rate_limits: Option<Box<RateLimits>>,
+}
+
+/// What is left of a minute's limits, with this request taken out. Of several scopes the one with the least left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RateLimits {
+    #[serde(default)]
+    pub requests: Option<RateLimit>,
+    #[serde(default)]
+    pub tokens: Option<RateLimit>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateLimit {
+    /// Per minute.
+    pub limit: u64,
+    pub remaining: u64,
+    /// Until all of it is there again.
+    pub reset_ms: u64,
 }
 
 /// How the request ended.
@@ -121,6 +142,9 @@ pub struct ApiError {
     pub param: Option<String>,
     #[serde(default)]
     pub retry_after_ms: Option<u64>,
+    /// Of a request that was refused for what was left of them.
+    #[serde(default)]
+    pub rate_limits: Option<Box<RateLimits>>,
 }
 
 impl Record for ResponseRecord {

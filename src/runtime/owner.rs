@@ -581,6 +581,8 @@ impl Owner {
                 | Fact::AttemptEnded(_)
                 | Fact::AttemptProgressed(_)
                 | Fact::OrphanPosted(_)
+                | Fact::Overdrawn(_)
+                | Fact::ThresholdCrossed(_)
                 | Fact::CancelRequested(_)
                 | Fact::RecordSkipped(_) => {}
             }

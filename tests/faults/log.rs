@@ -213,7 +213,11 @@ impl Fold for Journal {
                 Fact::AttemptEnded(posting) => decided.postings.push(*posting),
                 Fact::OrphanPosted(orphan) => decided.orphans.push(*orphan.posting),
                 Fact::RequestSettled(settled) => decided.settled.push(settled),
-                Fact::RequestRouted(_) | Fact::CancelRequested(_) | Fact::RecordSkipped(_) => {}
+                Fact::RequestRouted(_)
+                | Fact::CancelRequested(_)
+                | Fact::RecordSkipped(_)
+                | Fact::Overdrawn(_)
+                | Fact::ThresholdCrossed(_) => {}
             }
             self.over += usize::from(!was_over && decided.is_over());
         }

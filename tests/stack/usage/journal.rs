@@ -77,8 +77,13 @@ impl Owners {
         let cost = 1_000_000_000_000_000_001 + (number as i128) * 333_333_333;
         match number % 5 {
             0 => {
-                let facts =
-                    vec![Fact::RequestRefused(RequestRefused { code: "rate_limited".into(), status: 429, told: None })];
+                let facts = vec![Fact::RequestRefused(RequestRefused {
+                    code: "rate_limited".into(),
+                    status: 429,
+                    told: None,
+                    features: None,
+                    limit: None,
+                })];
                 self.effective(world, &organization, facts).await;
             }
             1 => {
@@ -226,6 +231,7 @@ pub fn ended(attempt: u32, model: u64, outcome: Outcome, cost: Option<i128>) -> 
         price_version: 9,
         price_simulated: false,
         cost_pico_usd: cost.map(PicoUsd::new),
+        booking: None,
     }))
 }
 
