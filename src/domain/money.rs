@@ -49,6 +49,15 @@ impl PicoUsd {
         self.0.checked_add(other.0).map(Self)
     }
 
+    /// Of sums that a total fold may not fail on; 128 bits are never reached.
+    pub const fn saturating_add(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+
+    pub const fn saturating_sub(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
+    }
+
     /// `tokens` times this price per token.
     pub fn checked_mul(self, tokens: u64) -> Option<Self> {
         self.0.checked_mul(i128::from(tokens)).map(Self)

@@ -1,15 +1,18 @@
 //! Whether a request is admitted: not when it was asked before, when its record or its body rules it out, when somebody or
-//! something in it is not known, or when there is no room. In this order.
+//! something in it is not known, when there is no room, when a limit is used up, or when the worst case cannot be paid. In
+//! this order.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::ProviderCall;
+use super::budget::Question;
 use super::content::{self, Content};
+use super::ledger::Asker;
 use super::memory::Before;
 use super::refusal::Refusal;
 use super::state::{OpenRequest, State, key_of};
-use super::{Bounds, Capacity, Command, Context, Decision, TAG_BYTES_MAX, call, inference, refusal, router};
+use super::{Bounds, Capacity, Command, Context, Decision, TAG_BYTES_MAX, budget, call, refusal, router};
 use crate::domain::ModelName;
 use crate::domain::Timestamp;
 use crate::domain::ids::partition_of;
@@ -45,7 +48,7 @@ pub(super) fn decide(
         let facts = vec![Fact::RecordSkipped(RecordSkipped { reason: "duplicate".to_owned(), told })];
         return Decision { facts, commands: command.into_iter().collect(), ..from_record(&arrival, request) };
     }
-    match admit(&arrival, content, context, &mut request) {
+    match admit(state, &arrival, content, context, &mut request) {
         Ok((facts, call)) => {
             Decision { facts, commands: vec![Command::Call(Box::new(call))], ..from_record(&arrival, request) }
         }
@@ -123,6 +126,7 @@ fn refused(chat: &Chat, error: ApiError, original: Option<Original>, context: &C
 
 /// Everything that must hold for a request to be called out, in order of precedence.
 fn admit(
+    state: &State,
     arrival: &Arrival<'_>,
     content: &Result<Content, content::Error>,
     context: &Context<'_>,
@@ -130,10 +134,9 @@ fn admit(
 ) -> Result<(Vec<Fact>, ProviderCall), Box<Refusal>> {
     let (chat, bounds) = (arrival.chat, context.bounds);
     supported(chat, bounds)?;
-    let organization = context.control.organization(&chat.organization);
-    if !organization.is_some_and(|entity| entity.value.active) {
-        return Err(refusal::unknown_organization(chat.organization.as_str()).into());
-    }
+    let terms = context.control.terms(&chat.organization, chat.key_id.as_ref());
+    let terms = terms.filter(|terms| terms.organization.active);
+    let terms = terms.ok_or_else(|| refusal::unknown_organization(chat.organization.as_str()))?;
     let content = content.as_ref().map_err(|e| refusal::invalid_request(e.to_string()))?;
     request.stream = content.stream;
     let named = chat.model.as_ref().map(|m| m.as_str().to_owned()).or_else(|| content.model.clone());
@@ -148,14 +151,37 @@ fn admit(
     if deadline_at <= context.at {
         return Err(refusal::too_late().into());
     }
-    let route = router::route(context.control, &model, context.at)?;
+    let mut route = router::route(context.control, &terms, &model, context.at)?;
     request.tier = Some(route.tier);
-    (request.policy, request.policy_version) = route.policy.unzip();
+    let is_auto = route.policy.is_some();
+    (request.policy, request.policy_version) = route.policy.take().unzip();
     match context.capacity {
         Capacity::Free => {}
         Capacity::ShareUsed => return Err(refusal::over_capacity(true).into()),
         Capacity::Full => return Err(refusal::over_capacity(false).into()),
     }
+    let asker = Asker { organization: &chat.organization, key: chat.key_id.as_ref() };
+    let books = state.ledger.books(asker.organization);
+    let features = &content.features;
+    let tokens = budget::limited_tokens(features, &terms);
+    let (limits, rate_limits) = budget::charge(&terms, books, asker, tokens, context.at)?;
+    let question = Question {
+        control: context.control,
+        terms: &terms,
+        books,
+        asker,
+        features,
+        at: context.at,
+        attempt: 1,
+        before: None,
+    };
+    let mut passed_over = Vec::new();
+    let offer = question.offer(&route.routed.candidates, 0, is_auto, &mut passed_over)?;
+    if !passed_over.is_empty() {
+        Arc::make_mut(&mut route.routed).reasons.extend(passed_over);
+    }
+    let candidate = &route.routed.candidates[offer.index];
+    request.tier = Some(candidate.tier);
     let admitted = RequestAdmitted {
         deadline_at,
         reply_partition: reply_partition(chat, bounds),
@@ -163,15 +189,17 @@ fn admit(
         include_usage: content.include_usage,
         features: content.features,
         body_fingerprint: arrival.fingerprint.map(str::to_owned),
-        limits: Vec::new(),
+        limits,
     };
-    let candidate = &route.routed.candidates[0];
-    let started = inference::start(context.control, candidate, 1).ok_or_else(|| refusal::no_price(&named))?;
     let key = key_of(&chat.organization, &chat.request_id);
-    let call = call(context.control, key, candidate, 1, (&admitted, content.stream))
+    let mut call = call(context.control, key, candidate, &offer.started, &admitted, content.stream)
         .ok_or_else(|| refusal::model_not_found(&named))?;
-    let facts =
-        vec![Fact::RequestAdmitted(admitted), Fact::RequestRouted(route.routed.clone()), Fact::AttemptStarted(started)];
+    call.head.rate_limits = rate_limits;
+    let facts = vec![
+        Fact::RequestAdmitted(admitted),
+        Fact::RequestRouted(route.routed.clone()),
+        Fact::AttemptStarted(offer.started),
+    ];
     Ok((facts, call))
 }
 

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::ledger::{Books, Estimate, Ledger};
 use super::memory::{Ended, Memory, Settled};
 use super::state::{OpenRequest, State, key_of};
 use crate::domain::OrganizationId;
@@ -18,12 +19,14 @@ use crate::records::journal::{Entry, Tenancy};
 use crate::records::state::Marker;
 
 /// Of what [`super::fold`] does and of the form of the parts. Raise it when either changes.
-pub const FOLD_VERSION: i32 = 2;
+pub const FOLD_VERSION: i32 = 3;
 
 /// Open requests, remembered settlements, and terminals of one part at the most; a part is far smaller than a record may be.
 const OPEN_OF_PART_MAX: usize = 128;
 const SETTLED_OF_PART_MAX: u64 = 4_096;
 const ENDED_OF_PART_MAX: usize = 512;
+/// Organizations, and estimates, of one part at the most.
+const BOOKS_OF_PART_MAX: usize = 512;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -60,6 +63,8 @@ enum Part {
     /// With the number of the first one.
     Settled(u64, Vec<Settled>),
     Ended(Vec<Ended>),
+    Books(Vec<(OrganizationId, Books)>),
+    Estimates(Vec<Estimate>),
 }
 
 impl Cut {
@@ -100,6 +105,16 @@ impl Cut {
         let ended: Vec<&Ended> = self.state.memory.ended().collect();
         for (number, chunk) in ended.chunks(ENDED_OF_PART_MAX).enumerate() {
             put(format!("ended/{number:06}"), &Part::Ended(chunk.iter().copied().cloned().collect()))?;
+        }
+        let mut books: Vec<(&OrganizationId, &Books)> = self.state.ledger.organizations().collect();
+        books.sort_unstable_by_key(|(id, _)| *id);
+        for (number, chunk) in books.chunks(BOOKS_OF_PART_MAX).enumerate() {
+            let chunk = chunk.iter().map(|(id, books)| (OrganizationId::clone(id), Books::clone(books))).collect();
+            put(format!("books/{number:06}"), &Part::Books(chunk))?;
+        }
+        let estimates: Vec<&Estimate> = self.state.ledger.estimates().collect();
+        for (number, chunk) in estimates.chunks(BOOKS_OF_PART_MAX).enumerate() {
+            put(format!("estimates/{number:06}"), &Part::Estimates(chunk.iter().copied().cloned().collect()))?;
         }
         Ok(parts)
     }
@@ -148,6 +163,7 @@ pub fn restore(marker: &Marker, parts: &Parts) -> Result<State, Error> {
         return Err(Error::Damaged);
     }
     let (mut open, mut first, mut settled, mut ended) = (Vec::new(), None, Vec::new(), Vec::new());
+    let (mut books, mut estimates) = (Vec::new(), Vec::new());
     for (name, body) in parts {
         match serde_json::from_slice(body).map_err(|source| Error::Part { name: name.clone(), source })? {
             Part::Open(organization, requests) => {
@@ -158,10 +174,13 @@ pub fn restore(marker: &Marker, parts: &Parts) -> Result<State, Error> {
                 settled.extend(rows);
             }
             Part::Ended(terminals) => ended.extend(terminals),
+            Part::Books(of) => books.extend(of),
+            Part::Estimates(of) => estimates.extend(of),
         }
     }
     let memory = Memory::restore(first.unwrap_or(0), settled.into(), ended);
-    Ok(State::restore(marker.clock, marker.last_source_offset, marker.control_offset, memory, open))
+    let ledger = Ledger::restore(books, estimates);
+    Ok(State::restore(marker.clock, marker.last_source_offset, marker.control_offset, memory, ledger, open))
 }
 
 /// Which entries count behind a checkpoint, if the journal has at its offset what it was folded up to.
@@ -195,7 +214,7 @@ mod tests {
 
     fn cut(settled: usize) -> Cut {
         let clock = Timestamp::from_millis(1_000);
-        let mut state = State::restore(clock, Some(4), None, Memory::default(), []);
+        let mut state = State::restore(clock, Some(4), None, Memory::default(), Ledger::default(), []);
         for number in 0..settled {
             state.memory.settled(ended(number), Timestamp::from_millis(900), (number % 2 == 0).then_some("body"));
             state.memory.forget(state.clock);

@@ -1,7 +1,8 @@
 //! Thousands of histories of a partition: requests, repeats, cancels, provider calls that end well or badly, owners that
 //! crash, stall and are replaced at any moment, appends that are lost or not acknowledged, clocks that jump. The owners
 //! are real [`Tenure`]s over one journal, which is the only thing they share, and checkpoints, from any of which a new owner
-//! may begin. At the end the log is checked against what the world outside saw.
+//! may begin. At the end the log is checked against what the world outside saw, and its money against a ledger as simple as
+//! it can be.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -9,14 +10,20 @@ use sha2::{Digest as _, Sha256};
 
 use super::checkpoint::{self, Cut, Parts};
 use super::inference::{AttemptEnd, AttemptReport};
+use super::ledger::{Ledger, Posted};
 use super::tenure::{Circumstances, Tenure};
 use super::tests::{BOUNDS, at, failed, hello, reported, tables};
 use super::*;
-use crate::control::Tables;
+use crate::control::terms::Terms;
+use crate::control::{Change, Tables};
 use crate::domain::PicoUsd;
 use crate::provider::{FailureClass, Summary};
 use crate::random::Random;
-use crate::records::journal::{Entry, OwnershipTaken, RequestRefused, Tenancy};
+use crate::records::UsageSource;
+use crate::records::control::{
+    Budget, ControlRecord, Entity, EntityKind, Key, Limits, ModelLimits, Organization, Plan, Spend, Stamp, WhenShort,
+};
+use crate::records::journal::{Account, Booking, Entry, OwnershipTaken, RequestRefused, Tenancy};
 use crate::records::state::Marker;
 
 /// Histories that the test plays.
@@ -79,12 +86,44 @@ struct World {
     shortened: u32,
 }
 
+/// The organization has a plan whose budget and limits are soon used up, and so has its key.
+fn with_a_tight_plan(mut tables: Tables) -> Tables {
+    let spend = |day, month| Spend { day: Some(PicoUsd::new(day)), month: Some(PicoUsd::new(month)) };
+    let limits = |requests, tokens, concurrent| Limits {
+        requests_per_minute: Some(requests),
+        tokens_per_minute: Some(tokens),
+        concurrent_requests: Some(concurrent),
+    };
+    let budget = Budget {
+        spend: spend(430_000, 500_000),
+        time_zone: "America/Sao_Paulo".into(),
+        soft_percents: vec![10, 50],
+        when_short: WhenShort::StepDown,
+        ..Budget::default()
+    };
+    let model_limits = vec![ModelLimits { model: "two".parse().unwrap(), limits: limits(60, 400, 3) }];
+    let plan = Plan { limits: limits(60, 500, 4), model_limits, budget, ..Plan::default() };
+    let acme = Organization { plan: Some("tight".parse().unwrap()), ..Organization::named("Acme") };
+    let key =
+        Key { limits: limits(30, 300, 3), spend: spend(215_000, 260_000), ..Key::of(vec![], "h".into(), "p".into()) };
+    let version = tables.version_of(EntityKind::Organization, "acme");
+    let changes =
+        [("tight", Entity::Plan(plan), -1), ("acme", Entity::Organization(acme), version), ("k", Entity::Key(key), -1)];
+    for (id, entity, expected) in changes {
+        let stamp = Stamp { change_id: id.into(), actor: "test".into(), at: at(0) };
+        let change = tables.apply(tables.offset() + 1, &ControlRecord::put(id, entity, expected, stamp)).unwrap();
+        assert_eq!(change, Change::Effective);
+    }
+    tables
+}
+
 impl World {
     fn new(seed: u64) -> Self {
         let mut world = Self {
             random: Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),
-            control: tables(),
-            now: at(1_000_000_000),
+            control: with_a_tight_plan(tables()),
+            // Shortly before a day of the plan's begins, and with it a month.
+            now: at(1_701_399_000_000),
             epoch: 0,
             requests: Vec::new(),
             journal: Vec::new(),
@@ -289,7 +328,8 @@ impl World {
                 let nonce = Some(format!("n{}", self.random.below(2)));
                 let model = if n < 3 { "auto" } else { "two" };
                 let timeout_ms = self.random.one_in(6).then_some(1);
-                Asked::Chat(Box::new(Chat { request_id: name, reply_nonce: nonce, timeout_ms, ..hello(model) }))
+                let key_id = self.random.one_in(2).then(|| "k".parse().unwrap());
+                Asked::Chat(Box::new(Chat { request_id: name, reply_nonce: nonce, timeout_ms, key_id, ..hello(model) }))
             }
         };
         self.requests.push((self.now, asked));
@@ -375,6 +415,8 @@ impl World {
         let mut started: BTreeSet<(RequestKey, u32)> = BTreeSet::new();
         let mut durable: BTreeMap<(RequestKey, u32), usize> = BTreeMap::new();
         let mut posted: BTreeMap<(RequestKey, u32), PicoUsd> = BTreeMap::new();
+        let mut estimated: BTreeSet<(RequestKey, u32)> = BTreeSet::new();
+        let mut naive = Naive::default();
         let mut settled: BTreeMap<RequestKey, Timestamp> = BTreeMap::new();
         let mut told: BTreeMap<RequestKey, Timestamp> = BTreeMap::new();
         for (offset, entry) in self.journal.iter().enumerate() {
@@ -389,9 +431,14 @@ impl World {
             let (Some(organization), Some(request)) = (&commit.organization, &commit.request) else { continue };
             let key = key_of(organization, &request.request_id);
             let mut post = |posting: &AttemptEnded| {
-                let Some(cost) = posting.cost_pico_usd else { return };
-                assert_eq!(posted.insert((key.clone(), posting.attempt), cost), None, "{key} was posted twice");
+                let cost = posting.cost_pico_usd.expect("every cost is known, or estimated");
+                let all = posted.entry((key.clone(), posting.attempt)).or_default();
+                *all = all.saturating_add(cost);
+                if posting.usage_source == UsageSource::Estimated {
+                    estimated.insert((key.clone(), posting.attempt));
+                }
             };
+            naive.take(commit, &self.control);
             for fact in &commit.facts {
                 match fact {
                     Fact::RequestAdmitted(_) => {
@@ -432,7 +479,14 @@ impl World {
         assert_eq!(open.len(), 0, "requests without a terminal");
         let all: Vec<i64> = (0..self.requests.len() as i64).collect();
         assert_eq!(sources, all, "every record is decided once, in order");
-        assert_eq!(posted, self.spent, "what was spent is posted, once");
+        for (call, cost) in &posted {
+            match self.spent.get(call) {
+                Some(spent) => assert_eq!(cost, spent, "what was spent is posted, once: {call:?}"),
+                None => assert!(estimated.contains(call) || *cost == PicoUsd::ZERO, "{call:?} was never spent"),
+            }
+        }
+        assert!(self.spent.keys().all(|call| posted.contains_key(call)), "what was spent is posted");
+        naive.check(&self.folded().ledger);
         let mut calls = BTreeSet::new();
         for (key, attempt, journal) in &self.made {
             assert!(calls.insert((key, attempt)), "{key} attempt {attempt} was called twice");
@@ -459,9 +513,81 @@ impl World {
     }
 }
 
+/// A ledger as simple as it can be: every posting with its time, every reservation that is open.
+#[derive(Default)]
+struct Naive {
+    postings: Vec<(Account, Timestamp, PicoUsd)>,
+    reserved: BTreeMap<(RequestKey, u32), (Vec<Account>, PicoUsd)>,
+}
+
+impl Naive {
+    fn posted_since(&self, account: Account, since: Timestamp) -> PicoUsd {
+        self.postings.iter().filter(|(of, at, _)| *of == account && *at >= since).map(|(_, _, cost)| *cost).sum()
+    }
+
+    fn reserved(&self, account: Account) -> PicoUsd {
+        self.reserved.values().filter(|(accounts, _)| accounts.contains(&account)).map(|(_, amount)| *amount).sum()
+    }
+
+    fn post(&mut self, posting: &AttemptEnded, at: Timestamp, terms: &Terms<'_>) {
+        let Booking { accounts, periods } = posting.booking.as_ref().expect("a booking");
+        assert_eq!(*periods, terms.calendar.periods(at));
+        for account in accounts {
+            self.postings.push((*account, at, posting.cost_pico_usd.expect("a cost")));
+        }
+    }
+
+    fn take(&mut self, commit: &Commit, control: &Tables) {
+        let (Some(organization), Some(request)) = (&commit.organization, &commit.request) else { return };
+        let (key, key_id) = (key_of(organization, &request.request_id), request.key_id.as_ref());
+        let terms = control.terms(organization, key_id).expect("terms");
+        for fact in &commit.facts {
+            match fact {
+                Fact::AttemptEnded(posting) => {
+                    self.post(posting, commit.at, &terms);
+                    assert!(self.reserved.remove(&(key.clone(), posting.attempt)).is_some(), "released once");
+                }
+                Fact::OrphanPosted(orphan) => self.post(&orphan.posting, commit.at, &terms),
+                Fact::AttemptStarted(started) => {
+                    let reservation = started.reservation.as_ref().expect("a reservation");
+                    let of = (reservation.accounts.clone(), reservation.amount_pico_usd);
+                    assert!(self.reserved.insert((key.clone(), started.attempt), of).is_none(), "reserved once");
+                    let periods = terms.calendar.periods(commit.at);
+                    let accounts = [(Account::Organization, terms.spend), (Account::Key, terms.key_spend())];
+                    for (account, spend) in accounts {
+                        for (limit, since) in [(spend.day, periods.day), (spend.month, periods.month)] {
+                            let Some(limit) = limit else { continue };
+                            let taken = self.posted_since(account, since).saturating_add(self.reserved(account));
+                            assert!(taken <= limit, "{account:?}: {taken} of {limit} are taken at {}", commit.at);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Nothing is open any more, and what is posted is the sum of the postings.
+    fn check(&self, ledger: &Ledger) {
+        assert!(self.reserved.is_empty(), "every reservation is released");
+        for (organization, books) in ledger.organizations() {
+            let keys = books.keys().map(|(_, key)| (Account::Key, key.balance(), key.meter));
+            for (account, balance, meter) in keys.chain([(Account::Organization, books.balance(), books.meter())]) {
+                assert_eq!((balance.reserved, meter.open), (PicoUsd::ZERO, 0), "{organization} {account:?}");
+                let Posted { periods, day, month } = balance.posted;
+                if !self.postings.is_empty() {
+                    assert_eq!(day, self.posted_since(account, periods.day), "{account:?} of the day");
+                    assert_eq!(month, self.posted_since(account, periods.month), "{account:?} of the month");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn every_history_of_crashes_stalls_and_losses_ends_with_each_request_settled_once() {
     let (mut crashes, mut stalls, mut fenced, mut overdue, mut orphans, mut shortened) = (0, 0, 0, 0, 0, 0);
+    let (mut short, mut corrected) = (0, 0);
     for seed in 1..=HISTORIES {
         let mut world = World::new(seed);
         for _ in 0..STEPS {
@@ -475,12 +601,22 @@ fn every_history_of_crashes_stalls_and_losses_ends_with_each_request_settled_onc
         fenced += world.fenced;
         overdue += world.overdue;
         shortened += world.shortened;
-        let orphaned =
-            |entry: &Entry| matches!(entry, Entry::Commit(c) if matches!(c.facts[..], [Fact::OrphanPosted(_)]));
-        orphans += world.journal.iter().filter(|entry| orphaned(entry)).count() as u32;
+        for entry in &world.journal {
+            let Entry::Commit(commit) = entry else { continue };
+            for fact in &commit.facts {
+                match fact {
+                    Fact::OrphanPosted(orphan) => {
+                        orphans += 1;
+                        corrected += u32::from(orphan.corrects_pico_usd.is_some());
+                    }
+                    Fact::RequestRefused(refused) => short += u32::from(refused.code == refusal::INSUFFICIENT_QUOTA),
+                    _ => {}
+                }
+            }
+        }
     }
-    // The faults did happen.
-    let happened = [crashes, stalls, fenced, overdue, orphans, shortened];
+    // The faults did happen, and money was short.
+    let happened = [crashes, stalls, fenced, overdue, orphans, shortened, short, corrected];
     assert!(happened.iter().all(|times| *times > 1_000), "{happened:?}");
 }
 
@@ -497,6 +633,6 @@ fn the_fold_is_of_its_version() {
     }
     // When the fold, or the form of what it keeps, has changed: raise FOLD_VERSION, so that no checkpoint of the old one is
     // taken. When these histories have: only put in the new digest.
-    let expected = (2, "d3ade1f775c7f35b");
+    let expected = (3, "48878a7c8a88b00d");
     assert_eq!((checkpoint::FOLD_VERSION, hex::encode(&hash.finalize()[..8]).as_str()), expected);
 }

@@ -11,7 +11,7 @@ use super::state::OpenRequest;
 use crate::control::Tables;
 use crate::domain::{PicoUsd, RequestKey, Timestamp, TokenUsage};
 use crate::provider::{Failure, FailureClass, Summary};
-use crate::records::journal::{AttemptEnded, AttemptStarted, Candidate, Features, RequestSettled};
+use crate::records::journal::{AttemptEnded, Features, RequestSettled};
 use crate::records::responses::ApiError;
 use crate::records::{Outcome, UsageSource};
 
@@ -58,8 +58,8 @@ pub enum AttemptEnd {
 /// What follows the end of an attempt.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Next {
-    /// The candidate at this index is called.
-    Call(usize),
+    /// One of the candidates from this index on is called, if one can be; else it is over with this error.
+    Call(usize, ApiError),
     /// The request is over.
     Settle { outcome: Outcome, status: u16, error: Option<ApiError> },
 }
@@ -81,22 +81,8 @@ pub fn next(open: &OpenRequest, report: &AttemptReport, at: Timestamp) -> Next {
         && at < open.admitted.deadline_at
         && open.attempt < open.routed.max_attempts
         && upcoming < open.routed.candidates.len();
-    if may_call { Next::Call(upcoming) } else { settle(Outcome::Failed, refusal::upstream(failure)) }
-}
-
-/// The fact of a call that is about to be made, or why it cannot be.
-pub fn start(control: &Tables, candidate: &Candidate, attempt: u32) -> Option<AttemptStarted> {
-    let (_, model) = control.model(&candidate.model)?;
-    let deployment = model.value.deployment(&candidate.deployment)?;
-    Some(AttemptStarted {
-        attempt,
-        model: candidate.model.clone(),
-        deployment: candidate.deployment.clone(),
-        provider: deployment.provider.clone(),
-        price_version: model.version,
-        reservation: None,
-        limits: None,
-    })
+    let error = refusal::upstream(failure);
+    if may_call { Next::Call(upcoming, error) } else { settle(Outcome::Failed, error) }
 }
 
 /// The posting of an attempt that ended: what it used, at the prices of `control`.
@@ -119,8 +105,8 @@ pub fn posting(control: &Tables, open: &OpenRequest, report: &AttemptReport) -> 
     }
 }
 
-/// The posting of an attempt whose owner went away. It says what is known to have been put out; what it cost in the end
-/// nobody here knows. (If the former owner learns it, it becomes an orphan's posting.)
+/// The posting of an attempt whose owner went away: an estimate of what is known to have been put out. If the former owner
+/// learns what it came to, that becomes an orphan's posting; where it has been posted already, nothing is left.
 pub fn interrupted_posting(control: &Tables, open: &OpenRequest) -> AttemptEnded {
     unreported(control, open, Outcome::Interrupted, "interrupted")
 }
@@ -131,17 +117,19 @@ pub fn lost_posting(control: &Tables, open: &OpenRequest) -> AttemptEnded {
 }
 
 fn unreported(control: &Tables, open: &OpenRequest, outcome: Outcome, code: &str) -> AttemptEnded {
-    let put_out = open.progress.text_bytes.div_ceil(BYTES_PER_TOKEN);
     let usage = TokenUsage {
-        input: Some(estimated_input(&open.admitted.features)),
-        output: (put_out > 0).then_some(put_out),
+        input: Some(counted_input(&open.admitted.features)),
+        output: Some(open.progress.text_bytes.div_ceil(BYTES_PER_TOKEN)),
         ..TokenUsage::default()
+    };
+    let (usage, source) = match open.is_posted_by_orphan {
+        true => (TokenUsage::NOTHING, UsageSource::None),
+        false => (usage, UsageSource::Estimated),
     };
     AttemptEnded {
         error_code: Some(code.to_owned()),
         content_frames: open.progress.content_frames,
-        cost_pico_usd: None,
-        ..priced(control, open, outcome, usage, UsageSource::Estimated)
+        ..priced(control, open, outcome, usage, source)
     }
 }
 
@@ -156,6 +144,14 @@ fn priced(
     let model = control.model(&started.model);
     let deployment = model.and_then(|(_, model)| model.value.deployment(&started.deployment));
     let price = deployment.and_then(|d| d.price_at(open.started_at, usage.total_input()));
+    let priced = price.and_then(|entry| entry.price().cost(&usage)).filter(|cost| cost.to_long().is_some());
+    let (cost, usage_source) = match (priced, &started.reservation) {
+        (Some(cost), _) => (Some(cost), usage_source),
+        _ if usage == TokenUsage::NOTHING => (Some(PicoUsd::ZERO), usage_source),
+        // Its price went while it was under way: it costs what was set aside for it.
+        (None, Some(reservation)) => (Some(reservation.amount_pico_usd), UsageSource::Estimated),
+        (None, None) => (None, usage_source),
+    };
     AttemptEnded {
         attempt: started.attempt,
         model: started.model.clone(),
@@ -174,7 +170,7 @@ fn priced(
         usage_source,
         price_version: model.map_or(started.price_version, |(_, model)| model.version),
         price_simulated: price.is_some_and(|entry| entry.source.is_none()),
-        cost_pico_usd: price.and_then(|entry| entry.price().cost(&usage)).filter(|cost| cost.to_long().is_some()),
+        cost_pico_usd: cost,
         booking: None,
     }
 }
@@ -209,7 +205,16 @@ pub fn sum(a: Option<PicoUsd>, b: Option<PicoUsd>) -> Option<PicoUsd> {
 /// What the provider reported; known zeros where it cannot have worked; else an estimate, marked as such.
 fn usage_of(features: &Features, report: &AttemptReport) -> (TokenUsage, UsageSource) {
     if let Some(usage) = report.summary.usage {
-        return (usage, UsageSource::Reported);
+        if usage.input.is_some() && usage.output.is_some() {
+            return (usage, UsageSource::Reported);
+        }
+        // What it left out is estimated: what is not known may not be free.
+        let input = usage.input.or_else(|| {
+            let cached = usage.cached_input.unwrap_or(0).saturating_add(usage.cache_write.unwrap_or(0));
+            Some(counted_input(features).saturating_sub(cached))
+        });
+        let output = usage.output.or_else(|| Some(report.summary.text_bytes.div_ceil(BYTES_PER_TOKEN)));
+        return (TokenUsage { input, output, ..usage }, UsageSource::Estimated);
     }
     let refused = matches!(&report.end, AttemptEnd::Failed(failure) if matches!(
         failure.class,
@@ -221,13 +226,29 @@ fn usage_of(features: &Features, report: &AttemptReport) -> (TokenUsage, UsageSo
         return (TokenUsage::NOTHING, UsageSource::None);
     }
     let usage = TokenUsage {
-        input: Some(estimated_input(features)),
+        input: Some(counted_input(features)),
         output: Some(report.summary.text_bytes.div_ceil(BYTES_PER_TOKEN)),
         ..TokenUsage::default()
     };
     (usage, UsageSource::Estimated)
 }
 
-fn estimated_input(features: &Features) -> u64 {
-    features.text_bytes.div_ceil(BYTES_PER_TOKEN) + TOKENS_PER_MESSAGE * u64::from(features.messages)
+/// The input tokens of a request as the provider of a model will count them: OpenAI's count, and for others as much more
+/// as their tokenizers make of the same text at the most.
+pub fn estimated_input(features: &Features, owned_by: &str) -> u64 {
+    let percent = match owned_by {
+        "openai" => 100,
+        // Assumptions on the safe side: one that is too low only overdraws, and the posting is what the provider counts.
+        "google" | "meta" => 120,
+        "anthropic" => 150,
+        _ => 130,
+    };
+    counted_input(features).saturating_mul(percent).div_ceil(100)
+}
+
+/// The input tokens of a request by OpenAI's tokenizer; by a rule of thumb where they were not counted.
+pub fn counted_input(features: &Features) -> u64 {
+    features.input_tokens.unwrap_or_else(|| {
+        features.text_bytes.div_ceil(BYTES_PER_TOKEN) + TOKENS_PER_MESSAGE * u64::from(features.messages)
+    })
 }

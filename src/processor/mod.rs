@@ -5,9 +5,12 @@
 //! driver and in replay. Recovery only folds; it never decides again.
 
 mod admission;
+pub mod budget;
 pub mod checkpoint;
 pub mod content;
 pub mod inference;
+pub mod ledger;
+pub mod limits;
 pub mod memory;
 pub mod refusal;
 pub mod router;
@@ -20,6 +23,7 @@ mod histories;
 #[cfg(test)]
 mod tests;
 
+use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,12 +31,13 @@ use crate::control::Tables;
 use crate::domain::{OrganizationId, RequestId, RequestKey, Timestamp};
 use crate::records::Outcome;
 use crate::records::journal::{
-    AttemptEnded, AttemptProgressed, CancelRequested, Candidate, Commit, Fact, InputKind, RecordSkipped,
-    RequestAdmitted, RequestContext,
+    AttemptEnded, AttemptProgressed, AttemptStarted, CancelRequested, Candidate, Commit, Fact, InputKind,
+    RecordSkipped, RequestAdmitted, RequestContext, RequestSettled,
 };
 use crate::records::requests::{Cancel, Chat};
 use crate::records::responses::{ApiError, Frame, FrameBody, Head, Terminal};
 use admission::Arrival;
+use budget::{Before, Question};
 use content::Content;
 use inference::{AttemptReport, Next};
 pub use state::{OpenRequest, State, evolve, fold, key_of};
@@ -176,7 +181,7 @@ pub fn decide(state: &State, input: &Input<'_>, context: &Context<'_>) -> Decisi
         Input::AttemptProgressed(key, progressed) => decide_progressed(state, key, *progressed),
         Input::TakenOver { key, has_body, simulated } => takeover::decide(state, key, *has_body, *simulated, context),
         Input::Overdue { key, simulated } => decide_overdue(state, key, *simulated, context),
-        Input::Orphaned(journal_offset) => takeover::decide_orphaned(state, *journal_offset),
+        Input::Orphaned(journal_offset) => takeover::decide_orphaned(state, *journal_offset, context),
     }
 }
 
@@ -237,15 +242,18 @@ fn decide_attempt_ended(state: &State, report: &AttemptReport, context: &Context
         facts: Vec::new(),
         commands: Vec::new(),
     };
+    let (posting, booked) = book(state, &report.key, open, posting, context);
     let (outcome, status, error) = match inference::next(open, report, context.at) {
         Next::Settle { outcome, status, error } => (outcome, status, error),
-        Next::Call(index) => match call_again(open, &report.key, index, context.control) {
+        Next::Call(first, error) => match call_again(state, open, &report.key, first.., &posting, context) {
             Some((started, call)) => {
-                let facts = vec![Fact::AttemptEnded(Box::new(posting)), started];
+                let mut facts = vec![Fact::AttemptEnded(Box::new(posting))];
+                facts.extend(booked);
+                facts.push(started);
                 return Decision { facts, commands: vec![call], ..decided };
             }
-            // The next candidate left the catalogue between routing and now.
-            None => (Outcome::Failed, 503, Some(refusal::no_price(open.started.model.as_str()))),
+            // None of the others is there, has room, or can be paid.
+            None => (Outcome::Failed, error.status, Some(error)),
         },
     };
     let settled = inference::settlement(open, &posting, outcome, status, context.at);
@@ -259,17 +267,69 @@ fn decide_attempt_ended(state: &State, report: &AttemptReport, context: &Context
         ..Terminal::of(outcome)
     };
     let answer = answer(&report.key, open, settled.content_frames, terminal, context);
-    let facts = vec![Fact::AttemptEnded(Box::new(posting)), Fact::RequestSettled(settled)];
-    Decision { facts, commands: vec![answer], ..decided }
+    Decision { facts: ended(posting, booked, settled), commands: vec![answer], ..decided }
 }
 
-/// The next attempt of an open request, with the candidate at `index`: its fact and its call.
-fn call_again(open: &OpenRequest, key: &RequestKey, index: usize, control: &Tables) -> Option<(Fact, Command)> {
-    let candidate = open.routed.candidates.get(index)?;
-    let attempt = open.attempt + 1;
-    let started = inference::start(control, candidate, attempt)?;
-    let call = call(control, key.clone(), candidate, attempt, (&open.admitted, open.context.stream))?;
-    Some((Fact::AttemptStarted(started), Command::Call(Box::new(call))))
+/// The facts of a request that is over.
+fn ended(posting: AttemptEnded, booked: Vec<Fact>, settled: RequestSettled) -> Vec<Fact> {
+    let mut facts = Vec::with_capacity(2 + booked.len());
+    facts.push(Fact::AttemptEnded(Box::new(posting)));
+    facts.extend(booked);
+    facts.push(Fact::RequestSettled(settled));
+    facts
+}
+
+/// The posting of the current attempt with its booking, and what else that leads to.
+fn book(
+    state: &State,
+    key: &RequestKey,
+    open: &OpenRequest,
+    posting: AttemptEnded,
+    context: &Context<'_>,
+) -> (AttemptEnded, Vec<Fact>) {
+    let asker = open.asker(key);
+    let terms = context.control.terms(asker.organization, asker.key);
+    let reservation = open.started.reservation.as_ref().map(|reservation| (reservation, open.attempt));
+    let books = state.ledger.books(asker.organization);
+    let (booking, facts) = budget::book(terms.as_ref(), books, asker, reservation, posting.cost_pico_usd, context.at);
+    (AttemptEnded { booking: Some(booking), ..posting }, facts)
+}
+
+/// The next attempt of an open request, with the first of these candidates that can be called: its fact and its call. The
+/// attempt before ends with `posting`, in the same commit.
+fn call_again(
+    state: &State,
+    open: &OpenRequest,
+    key: &RequestKey,
+    candidates: impl RangeBounds<usize>,
+    posting: &AttemptEnded,
+    context: &Context<'_>,
+) -> Option<(Fact, Command)> {
+    let asker = open.asker(key);
+    let terms = context.control.terms(asker.organization, asker.key)?;
+    let question = Question {
+        control: context.control,
+        terms: &terms,
+        books: state.ledger.books(asker.organization),
+        asker,
+        features: &open.admitted.features,
+        at: context.at,
+        attempt: open.attempt + 1,
+        before: Some(Before { started: &open.started, cost: posting.cost_pico_usd }),
+    };
+    let all = open.routed.candidates.as_slice();
+    let first = match candidates.start_bound() {
+        Bound::Included(first) => *first,
+        Bound::Excluded(_) | Bound::Unbounded => 0,
+    };
+    let last = match candidates.end_bound() {
+        Bound::Included(last) => (last + 1).min(all.len()),
+        Bound::Excluded(_) | Bound::Unbounded => all.len(),
+    };
+    let offer = question.offer(&all[..last], first, true, &mut Vec::new()).ok()?;
+    let call =
+        call(context.control, key.clone(), &all[offer.index], &offer.started, &open.admitted, open.context.stream)?;
+    Some((Fact::AttemptStarted(offer.started), Command::Call(Box::new(call))))
 }
 
 fn decide_progressed(state: &State, key: &RequestKey, progressed: AttemptProgressed) -> Decision {
@@ -284,13 +344,14 @@ fn decide_overdue(state: &State, key: &RequestKey, simulated: bool, context: &Co
     let Some(open) = state.open(key) else { return nothing(InputKind::Timer) };
     let posting = AttemptEnded { simulated, ..inference::lost_posting(context.control, open) };
     let end = (Outcome::Failed, refusal::deadline());
-    let mut decision = give_up(InputKind::Timer, key, open, posting, end, context);
+    let mut decision = give_up(state, InputKind::Timer, key, open, posting, end, context);
     decision.commands.insert(0, Command::Abort(key.clone()));
     decision
 }
 
 /// Settles an open request whose attempt ended without a report.
 fn give_up(
+    state: &State,
     input: InputKind,
     key: &RequestKey,
     open: &OpenRequest,
@@ -298,11 +359,11 @@ fn give_up(
     (outcome, error): (Outcome, ApiError),
     context: &Context<'_>,
 ) -> Decision {
+    let (posting, booked) = book(state, key, open, posting, context);
     let settled = inference::settlement(open, &posting, outcome, error.status, context.at);
     let terminal = Terminal { cost_pico_usd: settled.cost_pico_usd, error: Some(error), ..Terminal::of(outcome) };
     let answer = answer(key, open, settled.content_frames, terminal, context);
-    let facts = vec![Fact::AttemptEnded(Box::new(posting)), Fact::RequestSettled(settled)];
-    of_open(input, key, open, facts, vec![answer])
+    of_open(input, key, open, ended(posting, booked, settled), vec![answer])
 }
 
 fn of_open(
@@ -354,21 +415,22 @@ fn call(
     control: &Tables,
     key: RequestKey,
     candidate: &Candidate,
-    attempt: u32,
-    (admitted, stream): (&RequestAdmitted, bool),
+    started: &AttemptStarted,
+    admitted: &RequestAdmitted,
+    stream: bool,
 ) -> Option<ProviderCall> {
     let (_, model) = control.model(&candidate.model)?;
     let deployment = model.value.deployment(&candidate.deployment)?;
     Some(ProviderCall {
         key,
-        attempt,
+        attempt: started.attempt,
         head: head_of(candidate),
         base_url: deployment.base_url.clone(),
         upstream_model: deployment.upstream_model.clone(),
         credential: deployment.credential.clone(),
         stream,
         include_usage: admitted.include_usage,
-        output_cap: None,
+        output_cap: started.reservation.as_ref().and_then(|reservation| reservation.output_cap),
         deadline_at: admitted.deadline_at,
         reply_partition: admitted.reply_partition,
         reply_nonce: admitted.reply_nonce.clone(),

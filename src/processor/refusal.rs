@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use super::limits::{Exceeded, What};
+use crate::domain::PicoUsd;
 use crate::provider::{Failure, FailureClass};
-use crate::records::responses::ApiError;
+use crate::records::journal::LimitScope;
+use crate::records::responses::{ApiError, RateLimits};
 
 /// The status of a request that its asker gave up (nginx's 499: there is no registered one).
 pub const CLIENT_CLOSED_REQUEST: u16 = 499;
@@ -85,6 +88,51 @@ pub fn over_capacity(share: bool) -> ApiError {
         false => error(503, "server_error", "over_capacity", "the gateway is at its capacity"),
     };
     ApiError { retry_after_ms: Some(1_000), ..refusal }
+}
+
+/// A limit is used up.
+pub fn limited(exceeded: &Exceeded, rate_limits: Option<Box<RateLimits>>) -> Box<Refusal> {
+    let whose = match exceeded.scope {
+        LimitScope::Key => "this key",
+        LimitScope::Model => "this model",
+        LimitScope::Organization | LimitScope::Unknown => "this organization",
+    };
+    let (what, kind) = match exceeded.what {
+        What::Requests => ("requests per minute", "requests"),
+        What::Tokens => ("tokens per minute", "tokens"),
+        What::Concurrent => ("requests at a time", "requests"),
+    };
+    let limit = exceeded.limit;
+    let message = match exceeded.never {
+        true => format!("the request is larger than the limit of {limit} {what} of {whose}; it can never be admitted"),
+        false => format!("the limit of {limit} {what} of {whose} is reached"),
+    };
+    let error = ApiError {
+        retry_after_ms: exceeded.retry_after_ms,
+        rate_limits,
+        ..error(429, kind, "rate_limit_exceeded", message)
+    };
+    Box::new(Refusal { error, limit: Some(exceeded.name()) })
+}
+
+/// The code of [`no_budget`].
+pub const INSUFFICIENT_QUOTA: &str = "insufficient_quota";
+
+/// The worst case of a request does not fit into what is left of a budget.
+pub fn no_budget(who: &str, account: &str, period: &str, wanted: PicoUsd, left: PicoUsd) -> Box<Refusal> {
+    let message = format!(
+        "the budget of {account} {who} for this {period} does not suffice: the request may cost {wanted} USD, and {left} USD \
+         are left; ask for fewer output tokens, or have the budget raised"
+    );
+    let error = error(429, INSUFFICIENT_QUOTA, INSUFFICIENT_QUOTA, message);
+    Box::new(Refusal { error, limit: Some(format!("{account}.{period}")) })
+}
+
+/// The plan does not have the model.
+pub fn model_not_allowed(model: &str) -> ApiError {
+    let message =
+        format!("the plan of this organization does not allow the model {model:?}; GET /v1/models lists those it does");
+    ApiError { param: Some("model".into()), ..error(403, "invalid_request_error", "model_not_allowed", message) }
 }
 
 /// A request that was asked before; its answer is being given, or was.

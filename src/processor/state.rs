@@ -7,13 +7,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{OrganizationId, PicoUsd, RequestId, RequestKey, Timestamp};
-use crate::records::Outcome;
 use crate::records::journal::{
     AttemptEnded, AttemptStarted, Commit, Entry, Fact, InputKind, RecordSkipped, RequestAdmitted, RequestContext,
     RequestRefused, RequestRouted, RequestSettled, Told,
 };
+use crate::records::{Outcome, UsageSource};
 
 use super::inference;
+use super::ledger::{Asker, Ledger};
 use super::memory::{Ended, Memory};
 
 /// How long after its deadline an open request is given up: its call ends itself at the deadline, so this is for one
@@ -30,8 +31,8 @@ pub struct State {
     /// The highest control offset that a commit used.
     pub control_offset: Option<i64>,
     pub memory: Memory,
+    pub ledger: Ledger,
     open: HashMap<RequestKey, OpenRequest>,
-    open_of: HashMap<OrganizationId, usize>,
     /// The open requests by deadline.
     deadlines: BTreeSet<(Timestamp, RequestKey)>,
     /// Ends of calls in commits that do not count, by the offset of the commit, until they are posted.
@@ -64,12 +65,23 @@ pub struct OpenRequest {
     pub cancelled: bool,
     /// What the current attempt is known to have put out: content frames, and bytes of text.
     pub progress: Progress,
+    /// Tokens of all attempts so far, input and output.
+    pub used_tokens: u64,
+    /// The former owner's end of the current attempt is posted already.
+    pub is_posted_by_orphan: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Progress {
     pub content_frames: u32,
     pub text_bytes: u64,
+}
+
+impl OpenRequest {
+    /// On whose accounts it is.
+    pub fn asker<'a>(&'a self, key: &'a RequestKey) -> Asker<'a> {
+        Asker { organization: &key.organization, key: self.context.key_id.as_ref() }
+    }
 }
 
 impl State {
@@ -79,9 +91,10 @@ impl State {
         last_source_offset: Option<i64>,
         control_offset: Option<i64>,
         memory: Memory,
+        ledger: Ledger,
         open: impl IntoIterator<Item = (RequestKey, OpenRequest)>,
     ) -> Self {
-        let mut state = Self { clock, last_source_offset, control_offset, memory, ..Self::default() };
+        let mut state = Self { clock, last_source_offset, control_offset, memory, ledger, ..Self::default() };
         open.into_iter().for_each(|(key, open)| state.insert(key, open));
         state
     }
@@ -96,7 +109,7 @@ impl State {
 
     /// How many requests of an organization are open.
     pub fn open_of(&self, organization: &OrganizationId) -> usize {
-        self.open_of.get(organization).copied().unwrap_or(0)
+        self.ledger.books(organization).open() as usize
     }
 
     /// The open request that is the longest overdue at `now`, if one is.
@@ -116,13 +129,15 @@ impl State {
 
     fn insert(&mut self, key: RequestKey, open: OpenRequest) {
         self.deadlines.insert((open.admitted.deadline_at, key.clone()));
-        if self.open.insert(key.clone(), open).is_none() {
-            *self.open_of.entry(key.organization).or_default() += 1;
-        }
+        let asker = open.asker(&key);
+        self.ledger.opened(asker, &open.started.model, open.started.reservation.as_ref());
+        self.open.insert(key, open);
     }
 
     fn close(&mut self, key: &RequestKey, at: Timestamp, settled: &RequestSettled, last: Option<&AttemptEnded>) {
         let Some(open) = self.open.remove(key) else { return };
+        let asker = open.asker(key);
+        self.ledger.closed(asker, &open.admitted.limits, open.used_tokens, at);
         self.deadlines.remove(&(open.admitted.deadline_at, key.clone()));
         let ended = Ended {
             key: key.clone(),
@@ -140,12 +155,6 @@ impl State {
             original: None,
         };
         self.memory.settled(ended, open.context.received_at, open.admitted.body_fingerprint.as_deref());
-        if let Some(count) = self.open_of.get_mut(&key.organization) {
-            *count -= 1;
-            if *count == 0 {
-                self.open_of.remove(&key.organization);
-            }
-        }
     }
 }
 
@@ -174,8 +183,10 @@ pub fn evolve(state: &mut State, commit: &Commit) {
     state.control_offset = state.control_offset.max(Some(commit.control_offset));
     state.last_source_offset = state.last_source_offset.max(commit.source_offset);
     state.memory.forget(state.clock);
+    state.ledger.rest(state.clock);
     let (Some(organization), Some(context)) = (&commit.organization, &commit.request) else { return };
     let key = key_of(organization, &context.request_id);
+    let asker = Asker { organization, key: context.key_id.as_ref() };
     let mut routed: Option<&Arc<RequestRouted>> = None;
     let mut admitted: Option<&RequestAdmitted> = None;
     let mut last: Option<&AttemptEnded> = None;
@@ -197,7 +208,11 @@ pub fn evolve(state: &mut State, commit: &Commit) {
                         posted: Some(PicoUsd::ZERO),
                         cancelled: false,
                         progress: Progress::default(),
+                        used_tokens: 0,
+                        is_posted_by_orphan: false,
                     };
+                    state.ledger.charged(asker, &admitted.limits, commit.at);
+                    state.ledger.charged_for_model(asker, &started.model, started.limits.as_ref(), commit.at);
                     state.insert(key.clone(), open);
                 }
                 _ => {
@@ -207,6 +222,9 @@ pub fn evolve(state: &mut State, commit: &Commit) {
                         open.started = started.clone();
                         open.started_at = commit.at;
                         open.progress = Progress::default();
+                        open.is_posted_by_orphan = false;
+                        state.ledger.charged_for_model(asker, &started.model, started.limits.as_ref(), commit.at);
+                        state.ledger.started(asker, &started.model, started.reservation.as_ref());
                     }
                 }
             },
@@ -217,8 +235,19 @@ pub fn evolve(state: &mut State, commit: &Commit) {
             }
             Fact::AttemptEnded(posting) => {
                 last = Some(posting);
-                if let Some(open) = state.open.get_mut(&key) {
+                if let Some(open) = state.open.get_mut(&key).filter(|open| open.attempt == posting.attempt) {
                     open.posted = inference::sum(open.posted, posting.cost_pico_usd);
+                    let used = tokens_of(posting);
+                    open.used_tokens = open.used_tokens.saturating_add(used);
+                    let held = (open.started.reservation.take(), open.started.limits.take());
+                    let held = (held.0.as_ref(), held.1.as_ref());
+                    state.ledger.ended(asker, &open.started.model, held, used, commit.at);
+                }
+                state.ledger.posted(asker, posting);
+                if let (Outcome::Interrupted, Some(cost), UsageSource::Estimated) =
+                    (posting.outcome, posting.cost_pico_usd, posting.usage_source)
+                {
+                    state.ledger.estimated(key.clone(), posting.attempt, cost);
                 }
             }
             Fact::CancelRequested(_) => {
@@ -230,6 +259,16 @@ pub fn evolve(state: &mut State, commit: &Commit) {
             Fact::Overdrawn(_) | Fact::ThresholdCrossed(_) => {}
             Fact::OrphanPosted(orphan) => {
                 state.orphans.remove(&orphan.journal_offset);
+                let posting = &orphan.posting;
+                state.ledger.posted(asker, posting);
+                if orphan.corrects_pico_usd.is_some() {
+                    state.ledger.corrected(&key, posting.attempt);
+                }
+                if let Some(open) = state.open.get_mut(&key).filter(|open| open.attempt == posting.attempt) {
+                    open.posted = inference::sum(open.posted, posting.cost_pico_usd);
+                    open.used_tokens = open.used_tokens.saturating_add(tokens_of(posting));
+                    open.is_posted_by_orphan = true;
+                }
             }
             Fact::RequestRefused(RequestRefused { told, .. }) | Fact::RecordSkipped(RecordSkipped { told, .. }) => {
                 if let Some(told) = told {
@@ -238,6 +277,11 @@ pub fn evolve(state: &mut State, commit: &Commit) {
             }
         }
     }
+}
+
+/// Input and output tokens of an attempt.
+fn tokens_of(posting: &AttemptEnded) -> u64 {
+    posting.usage.total_input().unwrap_or(0).saturating_add(posting.usage.output.unwrap_or(0))
 }
 
 pub fn key_of(organization: &OrganizationId, request: &RequestId) -> RequestKey {

@@ -1,9 +1,10 @@
 //! What a new owner makes of what the former one left: open requests, money that nobody has posted, terminals that may not
 //! have been told.
 
+use super::ledger::Asker;
 use super::memory::Ended;
-use super::state::State;
-use super::{Command, Context, Decision, call_again, give_up, inference, nothing, of_open, refusal};
+use super::state::{State, key_of};
+use super::{Command, Context, Decision, book, budget, call_again, give_up, inference, nothing, of_open, refusal};
 use crate::domain::{RequestKey, Timestamp};
 use crate::records::Outcome;
 use crate::records::journal::{AttemptEnded, Fact, InputKind, OrphanPosted};
@@ -20,35 +21,57 @@ pub(super) fn decide(
     let Some(open) = state.open(key) else { return nothing(InputKind::Takeover) };
     let posting = AttemptEnded { simulated, ..inference::interrupted_posting(context.control, open) };
     if open.cancelled {
-        return give_up(InputKind::Takeover, key, open, posting, (Outcome::Cancelled, refusal::cancelled()), context);
+        return give_up(
+            state,
+            InputKind::Takeover,
+            key,
+            open,
+            posting,
+            (Outcome::Cancelled, refusal::cancelled()),
+            context,
+        );
     }
     let may_call = has_body
         && open.progress.content_frames == 0
         && open.attempt < open.routed.max_attempts
         && context.at < open.admitted.deadline_at;
-    match may_call.then(|| call_again(open, key, open.candidate, context.control)).flatten() {
+    let same = open.candidate..=open.candidate;
+    match may_call.then(|| call_again(state, open, key, same, &posting, context)).flatten() {
         Some((started, call)) => {
-            let facts = vec![Fact::AttemptEnded(Box::new(posting)), started];
+            let (posting, booked) = book(state, key, open, posting, context);
+            let mut facts = vec![Fact::AttemptEnded(Box::new(posting))];
+            facts.extend(booked);
+            facts.push(started);
             of_open(InputKind::Takeover, key, open, facts, vec![call])
         }
         None => {
             let end = (Outcome::Interrupted, refusal::interrupted());
-            give_up(InputKind::Takeover, key, open, posting, end, context)
+            give_up(state, InputKind::Takeover, key, open, posting, end, context)
         }
     }
 }
 
-/// Money of a former owner is posted.
-pub(super) fn decide_orphaned(state: &State, journal_offset: i64) -> Decision {
+/// Money of a former owner is posted: all of it, or what goes beyond the estimate with which its attempt is posted.
+pub(super) fn decide_orphaned(state: &State, journal_offset: i64, context: &Context<'_>) -> Decision {
     let Some(orphan) = state.orphan(journal_offset) else { return nothing(InputKind::Takeover) };
+    let key = key_of(&orphan.organization, &orphan.context.request_id);
+    let estimated = state.ledger.estimate(&key, orphan.posting.attempt);
+    let mut posting = orphan.posting.clone();
+    if let Some(estimated) = estimated {
+        posting.cost_pico_usd = posting.cost_pico_usd.map(|cost| cost.saturating_sub(estimated));
+    }
+    let asker = Asker { organization: &orphan.organization, key: orphan.context.key_id.as_ref() };
+    let terms = context.control.terms(asker.organization, asker.key);
+    let books = state.ledger.books(asker.organization);
+    let (booking, booked) = budget::book(terms.as_ref(), books, asker, None, posting.cost_pico_usd, context.at);
+    posting.booking = Some(booking);
+    let orphan_posted = OrphanPosted { journal_offset, posting, corrects_pico_usd: estimated };
+    let mut facts = vec![Fact::OrphanPosted(orphan_posted)];
+    facts.extend(booked);
     Decision {
         organization: Some(orphan.organization.clone()),
         request: Some(orphan.context.clone()),
-        facts: vec![Fact::OrphanPosted(OrphanPosted {
-            journal_offset,
-            posting: orphan.posting.clone(),
-            corrects_pico_usd: None,
-        })],
+        facts,
         ..nothing(InputKind::Takeover)
     }
 }

@@ -513,6 +513,10 @@ fn a_repeat_of_an_open_request_makes_no_second_call() {
 
 const PROGRESSED: AttemptProgressed = AttemptProgressed { attempt: 1, content_frames: 3, text_bytes: 9 };
 
+fn usd(pico: i128) -> Option<PicoUsd> {
+    Some(PicoUsd::new(pico))
+}
+
 fn taken_over(driver: &mut Driver, has_body: bool) -> (Vec<Fact>, Vec<Command>) {
     driver.state = driver.rebuilt();
     driver.decide(&Input::TakenOver { key: key(), has_body, simulated: true })
@@ -524,33 +528,33 @@ fn what_a_former_owner_left_open_is_called_anew_as_long_as_nobody_saw_content() 
     driver.ask(&hello("two"));
     let (facts, commands) = taken_over(&mut driver, true);
     let [Fact::AttemptEnded(posting), Fact::AttemptStarted(started)] = &facts[..] else { panic!("{facts:?}") };
-    assert_eq!((posting.outcome, posting.cost_pico_usd, posting.simulated), (Outcome::Interrupted, None, true));
+    assert_eq!((posting.outcome, posting.cost_pico_usd, posting.simulated), (Outcome::Interrupted, usd(5_000), true));
     assert_eq!((started.attempt, started.deployment.as_str()), (2, "two-a"));
     assert_eq!(called(&commands).attempt, 2);
-    // The late end of the first attempt changes nothing; that of the second settles, with the whole cost unknown.
+    // The late end of the first attempt changes nothing; that of the second settles, with the cost of both.
     assert_eq!(driver.end(1, AttemptEnd::Completed, reported(1, 1), 0), (vec![], vec![]));
     let (facts, commands) = driver.end(2, AttemptEnd::Completed, reported(1, 1), 0);
     let Fact::RequestSettled(settled) = &facts[1] else { panic!("{facts:?}") };
-    assert_eq!((settled.outcome, settled.attempts, settled.cost_pico_usd), (Outcome::Completed, 2, None));
+    assert_eq!((settled.outcome, settled.attempts, settled.cost_pico_usd), (Outcome::Completed, 2, usd(5_000 + 3_000)));
     assert_eq!(answered(&commands).1.attempt, 2);
     assert_eq!(driver.rebuilt(), driver.state);
 }
 
 #[test]
-fn what_a_former_owner_left_open_is_settled_as_interrupted_with_its_cost_unknown() {
+fn what_a_former_owner_left_open_is_settled_as_interrupted_with_its_cost_estimated() {
     type Prepare = fn(&mut Driver);
-    let cases: [(&str, Prepare, bool, Outcome, u16, Option<u64>); 5] = [
-        ("without its body", |_| {}, false, Outcome::Interrupted, 503, None),
+    let cases: [(&str, Prepare, bool, Outcome, u16, u64); 5] = [
+        ("without its body", |_| {}, false, Outcome::Interrupted, 503, 0),
         (
             "with content out",
             |d| drop(d.decide(&Input::AttemptProgressed(key(), PROGRESSED))),
             true,
             Outcome::Interrupted,
             503,
-            Some(3),
+            3,
         ),
-        ("past its deadline", |d| d.now = at(1_000 + 60_000), true, Outcome::Interrupted, 503, None),
-        ("cancelled", |d| drop(d.cancel()), true, Outcome::Cancelled, 499, None),
+        ("past its deadline", |d| d.now = at(1_000 + 60_000), true, Outcome::Interrupted, 503, 0),
+        ("cancelled", |d| drop(d.cancel()), true, Outcome::Cancelled, 499, 0),
         (
             "at its last attempt",
             |d| {
@@ -560,7 +564,7 @@ fn what_a_former_owner_left_open_is_settled_as_interrupted_with_its_cost_unknown
             true,
             Outcome::Interrupted,
             503,
-            None,
+            0,
         ),
     ];
     for (what, prepare, has_body, outcome, status, output) in cases {
@@ -572,11 +576,17 @@ fn what_a_former_owner_left_open_is_settled_as_interrupted_with_its_cost_unknown
             panic!("{what}: {facts:?}")
         };
         assert_eq!(
-            (posting.usage.input, posting.usage.output, posting.cost_pico_usd),
-            (Some(5), output, None),
+            (posting.usage.input, posting.usage.output, posting.usage_source),
+            (Some(5), Some(output), UsageSource::Estimated),
             "{what}"
         );
-        assert_eq!((settled.outcome, settled.cost_pico_usd), (outcome, None), "{what}");
+        // The last candidate is another model, with other prices.
+        let (cost, before) = match what {
+            "at its last attempt" => (50, 5_000 + 15_000),
+            _ => (5_000 + i128::from(output) * 2_000, 0),
+        };
+        assert_eq!((settled.outcome, posting.cost_pico_usd), (outcome, usd(cost)), "{what}");
+        assert_eq!(settled.cost_pico_usd, usd(before + cost), "{what}");
         assert_eq!(answered(&commands).2.error.as_ref().unwrap().status, status, "{what}");
         assert_eq!(taken_over(&mut driver, true), (vec![], vec![]), "{what}");
     }
@@ -634,7 +644,7 @@ fn a_call_that_never_ended_is_given_up_after_its_deadline_and_grace() {
     driver.now = due;
     let (facts, commands) = driver.decide(&Input::Overdue { key: key(), simulated: false });
     let [Fact::AttemptEnded(posting), Fact::RequestSettled(settled)] = &facts[..] else { panic!("{facts:?}") };
-    assert_eq!((posting.cost_pico_usd, settled.outcome, settled.status), (None, Outcome::Failed, 504));
+    assert_eq!((posting.cost_pico_usd, settled.outcome, settled.status), (usd(5_000), Outcome::Failed, 504));
     assert_eq!(commands[0], Command::Abort(key()));
     assert_eq!(answered(&commands[1..]).2.error.as_ref().unwrap().code, "deadline_exceeded");
     assert_eq!((driver.state.overdue(due), driver.rebuilt()), (None, driver.state.clone()));
@@ -655,7 +665,9 @@ fn the_end_of_a_call_in_a_commit_that_does_not_count_is_posted_once() {
     driver.decide(&Input::TakenOver { key: key(), has_body: false, simulated: false });
     let (facts, commands) = driver.decide(&Input::Orphaned(40));
     let [Fact::OrphanPosted(orphan)] = &facts[..] else { panic!("{facts:?}") };
-    assert_eq!((orphan.journal_offset, orphan.posting.cost_pico_usd), (40, Some(PicoUsd::new(2 * 1_000 + 3 * 2_000))));
+    // The attempt is posted with an estimate already: what is left is what goes beyond that.
+    assert_eq!((orphan.journal_offset, orphan.corrects_pico_usd), (40, usd(5_000)));
+    assert_eq!(orphan.posting.cost_pico_usd, usd(2 * 1_000 + 3 * 2_000 - 5_000));
     assert_eq!(commands, []);
     assert_eq!(driver.decide(&Input::Orphaned(40)), (vec![], vec![]));
     // Who folds all of it finds nothing left to post; a takeover's own commit that came too late was no call's end.
