@@ -419,8 +419,16 @@ impl World {
         let mut naive = Naive::default();
         let mut settled: BTreeMap<RequestKey, Timestamp> = BTreeMap::new();
         let mut told: BTreeMap<RequestKey, Timestamp> = BTreeMap::new();
+        let mut state = State::default();
         for (offset, entry) in self.journal.iter().enumerate() {
             let effective = tenancy.accept(offset as i64, entry);
+            if let Entry::Commit(commit) = entry
+                && effective
+            {
+                let again = redecide::redecide(&state, commit, &self.control);
+                assert_eq!(again, redecide::Again::Same, "offset {offset} decided again");
+            }
+            fold(&mut state, offset as i64, entry, effective);
             let Entry::Commit(commit) = entry else { continue };
             if !effective {
                 continue;

@@ -12,6 +12,7 @@ pub mod inference;
 pub mod ledger;
 pub mod limits;
 pub mod memory;
+pub mod redecide;
 pub mod refusal;
 pub mod router;
 pub mod state;
@@ -65,7 +66,7 @@ pub enum Input<'a> {
     /// A record that has been put elsewhere: into `dead-letters`, or on the partition where it belongs.
     Skip {
         source_offset: i64,
-        reason: &'static str,
+        reason: &'a str,
     },
     AttemptEnded(AttemptReport),
     /// A call under way, and what it has put out so far.
@@ -218,7 +219,7 @@ fn decide_cancel(state: &State, source_offset: i64, received_at: Timestamp, canc
     }
 }
 
-fn skip(source_offset: i64, reason: &'static str) -> Decision {
+fn skip(source_offset: i64, reason: &str) -> Decision {
     Decision {
         input: InputKind::Record,
         source_offset: Some(source_offset),

@@ -108,6 +108,26 @@ pub enum FailureClass {
 }
 
 impl FailureClass {
+    pub const ALL: [Self; 12] = [
+        Self::Connect,
+        Self::FirstTokenTimeout,
+        Self::BetweenTokensTimeout,
+        Self::Deadline,
+        Self::RateLimited,
+        Self::Configuration,
+        Self::BadRequest,
+        Self::Upstream,
+        Self::Garbage,
+        Self::Cut,
+        Self::TooLarge,
+        Self::NoRoom,
+    ];
+
+    /// The class that facts name so.
+    pub fn from_code(code: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.code() == code)
+    }
+
     /// As facts, metrics and errors name it.
     pub const fn code(self) -> &'static str {
         match self {

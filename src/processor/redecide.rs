@@ -1,0 +1,306 @@
+//! Decides a commit again from the journal alone: its recorded input, features, time and rules must give its recorded facts.
+//!
+//! What came from outside is taken as it is recorded: what was asked (context and features), what a call used and how it
+//! ended, whether there was room, whether a record's content could be read. Everything else is decided anew. So replay can
+//! stand on it: whoever decides the same again with other rules sees what those change, and nothing else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::content::Content;
+use super::inference::{AttemptEnd, AttemptReport};
+use super::refusal::REQUEST_ID_REUSED;
+use super::state::{State, key_of};
+use super::{Bounds, Capacity, Context, Input, decide};
+use crate::control::Tables;
+use crate::domain::OrganizationId;
+use crate::provider::{Failure, FailureClass, Summary};
+use crate::records::control::ControlRecord;
+use crate::records::journal::{AttemptEnded, Commit, Fact, Features, InputKind, RequestContext, RequestRefused, Told};
+use crate::records::requests::{Cancel, Chat};
+use crate::records::{Outcome, UsageSource};
+
+/// What the gateway's own bounds decided is in the record already.
+const NO_BOUNDS: Bounds = Bounds {
+    partitions: i32::MAX as u32,
+    body_bytes_max: usize::MAX,
+    timeout: Duration::from_secs(365 * 24 * 3600),
+    timeout_max: Duration::from_secs(365 * 24 * 3600),
+};
+
+/// Refusals whose reason is in the record or its content, of which the journal holds nothing.
+const FROM_THE_RECORD: [&str; 4] = ["invalid_request", "unsupported", "request_too_large", "missing_model"];
+
+/// What became of a commit that was decided again.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Again {
+    /// The same facts.
+    Same,
+    /// Its reason is in the content, which the journal does not hold.
+    NotOnTheJournal,
+    /// Other facts, or what stands in the way of deciding at all.
+    Differs(String),
+}
+
+/// Decides an effective commit again: `state` is the fold of everything before it, `control` the tables at its control
+/// offset.
+pub fn redecide(state: &State, commit: &Commit, control: &Tables) -> Again {
+    if control.offset() != commit.control_offset {
+        let (found, wanted) = (control.offset(), commit.control_offset);
+        return Again::Differs(format!("control has no offset {wanted}; it ends at {found}"));
+    }
+    if commit.at < state.clock {
+        return Again::Differs(format!("it was decided at {}, before {}", commit.at, state.clock));
+    }
+    let (Some(organization), Some(request)) = (&commit.organization, &commit.request) else {
+        return match &commit.facts[..] {
+            [Fact::RecordSkipped(skipped)] => {
+                let source_offset = commit.source_offset.unwrap_or(-1);
+                compare(state, commit, control, &Input::Skip { source_offset, reason: &skipped.reason }, Capacity::Free)
+            }
+            _ => Again::Differs("it is of no organization, and skips no record".to_owned()),
+        };
+    };
+    match commit.input {
+        InputKind::Record => of_record(state, commit, control, organization, request),
+        InputKind::Provider | InputKind::Takeover | InputKind::Timer => match of_event(commit, organization, request) {
+            Some(input) => compare(state, commit, control, &input, Capacity::Free),
+            None => Again::Differs("its facts do not say what it was decided on".to_owned()),
+        },
+        InputKind::Unknown => Again::Differs("this version does not know its input".to_owned()),
+    }
+}
+
+fn of_record(
+    state: &State,
+    commit: &Commit,
+    control: &Tables,
+    organization: &OrganizationId,
+    request: &RequestContext,
+) -> Again {
+    let Some(source_offset) = commit.source_offset else {
+        return Again::Differs("it is of a record, and has no source offset".to_owned());
+    };
+    let key = key_of(organization, &request.request_id);
+    let arrived = |asked: Asked<'_>, capacity| {
+        let chat = asked.chat(organization, request);
+        let content = Content {
+            model: None,
+            stream: request.stream,
+            include_usage: asked.include_usage,
+            features: asked.features,
+        };
+        let fingerprint = asked.fingerprint.map(str::to_owned);
+        let received_at = request.received_at;
+        let input = Input::Chat { source_offset, received_at, chat: &chat, content: Ok(content), fingerprint };
+        compare(state, commit, control, &input, capacity)
+    };
+    match commit.facts.first() {
+        Some(Fact::RequestAdmitted(admitted)) => {
+            let asked = Asked {
+                timeout: Some(admitted.deadline_at.since(request.received_at)),
+                reply_partition: admitted.reply_partition,
+                reply_nonce: admitted.reply_nonce.as_deref(),
+                include_usage: admitted.include_usage,
+                fingerprint: admitted.body_fingerprint.as_deref(),
+                features: admitted.features,
+            };
+            arrived(asked, Capacity::Free)
+        }
+        Some(Fact::RequestRefused(refused)) => match (refused.features, &refused.told) {
+            (Some(features), Some(told)) if !is_from_the_record(refused, request) => {
+                let timeout = (refused.code == "deadline_exceeded").then_some(Duration::ZERO);
+                let capacity = match refused.code.as_str() {
+                    "organization_share_exceeded" => Capacity::ShareUsed,
+                    "over_capacity" => Capacity::Full,
+                    _ => Capacity::Free,
+                };
+                arrived(Asked { timeout, features, ..Asked::of(told) }, capacity)
+            }
+            _ => Again::NotOnTheJournal,
+        },
+        Some(Fact::RecordSkipped(skipped)) if skipped.reason == "duplicate" => {
+            let of_open = state.open(&key).map(|open| open.admitted.reply_nonce.as_deref());
+            let asked = match &skipped.told {
+                // Another body than the one that is remembered.
+                Some(told) if told.code == REQUEST_ID_REUSED => Asked { fingerprint: Some(""), ..Asked::of(told) },
+                Some(told) => Asked::of(told),
+                // Nobody is told who asks again from the same place.
+                None => Asked { reply_nonce: of_open.flatten(), ..Asked::default() },
+            };
+            arrived(asked, Capacity::Free)
+        }
+        Some(Fact::CancelRequested(cancelled)) => {
+            let cancel =
+                Cancel { request_id: key.request, organization: key.organization, reason: cancelled.reason.clone() };
+            let received_at = request.received_at;
+            compare(
+                state,
+                commit,
+                control,
+                &Input::Cancel { source_offset, received_at, cancel: &cancel },
+                Capacity::Free,
+            )
+        }
+        _ => Again::Differs("its facts do not say what became of its record".to_owned()),
+    }
+}
+
+/// Whether the reason of a refusal is in what the journal does not hold.
+fn is_from_the_record(refused: &RequestRefused, request: &RequestContext) -> bool {
+    let nameless = refused.code == "model_not_found" && request.requested_model.is_none();
+    nameless || FROM_THE_RECORD.contains(&refused.code.as_str())
+}
+
+/// What the journal holds of a chat record beside its context.
+#[derive(Default)]
+struct Asked<'a> {
+    timeout: Option<Duration>,
+    reply_partition: i32,
+    reply_nonce: Option<&'a str>,
+    include_usage: bool,
+    fingerprint: Option<&'a str>,
+    features: Features,
+}
+
+impl<'a> Asked<'a> {
+    fn of(told: &'a Told) -> Self {
+        let Told { reply_partition, reply_nonce, .. } = told;
+        Self { reply_partition: *reply_partition, reply_nonce: reply_nonce.as_deref(), ..Self::default() }
+    }
+
+    fn chat(&self, organization: &OrganizationId, request: &RequestContext) -> Chat {
+        Chat {
+            request_id: request.request_id.clone(),
+            organization: organization.clone(),
+            lane: request.lane,
+            key_id: request.key_id.clone(),
+            user: request.user.clone(),
+            user_tier: request.user_tier.clone(),
+            tags: request.tags.clone(),
+            conversation_id: request.conversation_id.clone(),
+            model: request.requested_model.clone(),
+            timeout_ms: self.timeout.and_then(|timeout| i64::try_from(timeout.as_millis()).ok()),
+            reply_partition: Some(self.reply_partition),
+            reply_nonce: self.reply_nonce.map(str::to_owned),
+            origin: request.origin,
+            traceparent: request.traceparent.clone(),
+            content_type: "application/json".to_owned(),
+            encryption_key_id: None,
+            content_ref: None,
+            body: Bytes::new(),
+        }
+    }
+}
+
+/// What was decided on, when it was no record.
+fn of_event<'a>(commit: &Commit, organization: &OrganizationId, request: &RequestContext) -> Option<Input<'a>> {
+    let key = key_of(organization, &request.request_id);
+    let calls_again = commit.facts.iter().any(|fact| matches!(fact, Fact::AttemptStarted(_)));
+    Some(match (commit.input, commit.facts.first()?) {
+        (InputKind::Provider, Fact::AttemptEnded(posting)) => Input::AttemptEnded(AttemptReport {
+            key,
+            attempt: posting.attempt,
+            called: posting.usage_source != UsageSource::None,
+            end: end_of(posting)?,
+            summary: Summary {
+                usage: Some(posting.usage),
+                finish_reason: posting.finish_reason.clone(),
+                ..Summary::default()
+            },
+            content_frames: posting.content_frames,
+            simulated: posting.simulated,
+            time_to_first_token_ms: posting.time_to_first_token_ms,
+            duration_ms: posting.duration_ms.unwrap_or(0),
+            body: None,
+        }),
+        (InputKind::Provider, Fact::AttemptProgressed(progressed)) => Input::AttemptProgressed(key, *progressed),
+        (InputKind::Takeover, Fact::AttemptEnded(posting)) => {
+            Input::TakenOver { key, has_body: calls_again, simulated: posting.simulated }
+        }
+        (InputKind::Takeover, Fact::OrphanPosted(orphan)) => Input::Orphaned(orphan.journal_offset),
+        (InputKind::Timer, Fact::AttemptEnded(posting)) => Input::Overdue { key, simulated: posting.simulated },
+        _ => return None,
+    })
+}
+
+fn end_of(posting: &AttemptEnded) -> Option<AttemptEnd> {
+    Some(match posting.outcome {
+        Outcome::Completed => AttemptEnd::Completed,
+        Outcome::Cancelled => AttemptEnd::Cancelled,
+        Outcome::Failed => {
+            let class = FailureClass::from_code(posting.error_code.as_deref()?)?;
+            let upstream_status = posting.upstream_status;
+            AttemptEnd::Failed(Failure { upstream_status, ..Failure::new(class, "") })
+        }
+        Outcome::Refused | Outcome::Interrupted | Outcome::Unknown => return None,
+    })
+}
+
+fn compare(state: &State, commit: &Commit, control: &Tables, input: &Input<'_>, capacity: Capacity) -> Again {
+    let context = Context { at: commit.at, tenure: commit.tenure, control, capacity, bounds: &NO_BOUNDS };
+    let mut decision = decide(state, input, &context);
+    for (decided, recorded) in decision.facts.iter_mut().zip(&commit.facts) {
+        // Where the usage is from came with it.
+        if let (Fact::AttemptEnded(decided), Fact::AttemptEnded(recorded)) = (decided, recorded)
+            && decided.usage_source != UsageSource::None
+        {
+            decided.usage_source = recorded.usage_source;
+        }
+    }
+    let at = |facts: &[Fact], index: usize| facts.get(index).map_or("nothing".to_owned(), |fact| format!("{fact:?}"));
+    let most = decision.facts.len().max(commit.facts.len());
+    if let Some(index) = (0..most).find(|index| decision.facts.get(*index) != commit.facts.get(*index)) {
+        let (now, then) = (at(&decision.facts, index), at(&commit.facts, index));
+        return Again::Differs(format!("fact {index} is decided as {now}; recorded is {then}"));
+    }
+    if decision.request != commit.request || decision.organization != commit.organization {
+        return Again::Differs(format!("its context is {:?}; recorded is {:?}", decision.request, commit.request));
+    }
+    Again::Same
+}
+
+/// The rules of every moment: control's records, folded as far as a commit used them.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    records: Arc<[(i64, ControlRecord)]>,
+    next: usize,
+    tables: Tables,
+}
+
+impl Rules {
+    /// Out of all records of control that can be understood, in their order; those that cannot are passed over.
+    pub fn new(records: Arc<[(i64, ControlRecord)]>) -> Self {
+        Self { records, next: 0, tables: Tables::default() }
+    }
+
+    /// The tables at an offset of control.
+    pub fn at(&mut self, offset: i64) -> &Tables {
+        if offset < self.tables.offset() {
+            (self.next, self.tables) = (0, Tables::default());
+        }
+        while let Some((at, record)) = self.records.get(self.next).filter(|(at, _)| *at <= offset) {
+            // What every reader passes over, this one does, too.
+            let _ = self.tables.apply(*at, record);
+            self.next += 1;
+        }
+        // The last records before it may be such that nobody understands.
+        if self.tables.offset() < offset {
+            self.tables.pass(offset);
+        }
+        &self.tables
+    }
+
+    /// Of the moment that was asked for last.
+    pub const fn tables(&self) -> &Tables {
+        &self.tables
+    }
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self::new(Arc::from([]))
+    }
+}
