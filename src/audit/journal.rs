@@ -8,10 +8,11 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::frames::{Begins, Life, Requests, Settled, Window};
+use super::money::Money;
 use super::{Check, Finding, Findings, Place};
 use crate::domain::{RequestKey, Timestamp};
 use crate::processor::checkpoint::{Cut, FOLD_VERSION};
-use crate::processor::{State, evolve, key_of};
+use crate::processor::{State, evolve, fold, key_of};
 use crate::records::Topic;
 use crate::records::journal::{
     AttemptEnded, AttemptStarted, Commit, Entry, Fact, InputKind, RequestAdmitted, RequestSettled, Tenancy,
@@ -38,6 +39,8 @@ pub struct Settings {
     pub grace: Duration,
     /// Nothing failed in the range: every request has exactly one attempt.
     pub no_faults: bool,
+    /// Every commit is decided again.
+    pub redecides: bool,
 }
 
 /// How many of what there are.
@@ -65,6 +68,8 @@ pub struct Journal {
     tenancy: Tenancy,
     next_offset: Option<i64>,
     state: State,
+    /// Only where the journal is read from its beginning.
+    money: Option<Money>,
     open: HashMap<RequestKey, Open>,
     sources: Sources,
     /// Where the latest tenure wrote past a gap of its own.
@@ -124,6 +129,7 @@ impl Journal {
             tenancy: Tenancy::VACANT,
             next_offset: None,
             state: State::default(),
+            money: None,
             open: HashMap::new(),
             sources: Sources::default(),
             past_gap: None,
@@ -132,6 +138,11 @@ impl Journal {
             counts: Counts::default(),
             findings: Findings::default(),
         }
+    }
+
+    /// Holds the money against these rules, which needs all of the journal.
+    pub fn reckon(&mut self, money: Money) {
+        self.money = (self.requests.begins == Begins::AtTheBeginning).then_some(money);
     }
 
     /// Notes that the journal, which is kept for ever, begins only there.
@@ -194,6 +205,7 @@ impl Journal {
             }
             Entry::Commit(commit) if effective => self.commit(offset, commit),
             Entry::Commit(commit) => {
+                fold(&mut self.state, offset, entry, false);
                 self.counts.ineffective += 1;
                 // An owner whose commit was lost stops, and begins a new tenure.
                 let own = self.tenancy.tenure == Some(commit.tenure) && commit.sequence > self.tenancy.next_sequence;
@@ -206,6 +218,7 @@ impl Journal {
     fn commit(&mut self, offset: i64, commit: &Commit) -> Result<(), Error> {
         self.counts.commits += 1;
         self.findings.looked_at(Check::I12);
+        self.money(offset, commit);
         evolve(&mut self.state, commit);
         if self.state.clock != commit.at {
             let clock = self.state.clock;
@@ -217,6 +230,17 @@ impl Journal {
             self.facts(&At { offset, key: &key, commit });
         }
         if self.open.len() > OPEN_MAX { Err(Error::TooManyOpen { offset }) } else { Ok(()) }
+    }
+
+    fn money(&mut self, offset: i64, commit: &Commit) {
+        let Some(money) = &mut self.money else { return };
+        let look = money.take(&self.state, commit);
+        look.looked_at.into_iter().for_each(|check| self.findings.looked_at(check));
+        let request = commit.organization.as_ref().zip(commit.request.as_ref());
+        let key = request.map(|(organization, request)| key_of(organization, &request.request_id));
+        for (check, what) in look.found {
+            self.violated(check, offset, key.as_ref(), || what);
+        }
     }
 
     /// I11: each record once and in order, with one verdict.
@@ -388,6 +412,10 @@ impl Journal {
             .extend(self.state.open_requests().map(|(key, _)| key).filter(|key| !self.open.contains_key(key)).cloned());
         for key in &unknown {
             self.violated(Check::I12, end, Some(key), || "open in the fold, and nowhere else".to_owned());
+        }
+        let differences = self.money.as_ref().map_or_else(Vec::new, |money| money.differences(&self.state));
+        for (check, what) in differences {
+            self.violated(check, end, None, || what);
         }
         if self.state.last_source_offset != self.sources.last {
             let (folded, last) = (self.state.last_source_offset, self.sources.last);

@@ -7,6 +7,7 @@
 mod ahead;
 pub mod frames;
 pub mod journal;
+pub mod money;
 pub mod plan;
 pub mod reader;
 
@@ -30,14 +31,32 @@ pub enum Check {
     I2,
     I3,
     I4,
+    I6,
+    I7,
     I8,
+    I9,
     I10,
     I11,
     I12,
+    /// Every decision, made again.
+    Redecided,
 }
 
 impl Check {
-    pub const ALL: [Self; 8] = [Self::I1, Self::I2, Self::I3, Self::I4, Self::I8, Self::I10, Self::I11, Self::I12];
+    pub const ALL: [Self; 12] = [
+        Self::I1,
+        Self::I2,
+        Self::I3,
+        Self::I4,
+        Self::I6,
+        Self::I7,
+        Self::I8,
+        Self::I9,
+        Self::I10,
+        Self::I11,
+        Self::I12,
+        Self::Redecided,
+    ];
 
     /// The name that the design has for it.
     pub const fn name(self) -> &'static str {
@@ -46,10 +65,14 @@ impl Check {
             Self::I2 => "I2",
             Self::I3 => "I3",
             Self::I4 => "I4",
+            Self::I6 => "I6",
+            Self::I7 => "I7",
             Self::I8 => "I8",
+            Self::I9 => "I9",
             Self::I10 => "I10",
             Self::I11 => "I11",
             Self::I12 => "I12",
+            Self::Redecided => "redecided",
         }
     }
 
@@ -60,10 +83,14 @@ impl Check {
             Self::I2 => "nothing is promised before it is acknowledged",
             Self::I3 => "every provider call has a commit before it",
             Self::I4 => "attempts count from 1 to at most the policy's maximum",
+            Self::I6 => "no admission takes more than a budget has",
+            Self::I7 => "every reservation is resolved once",
+            Self::I9 => "no provider call begins after the deadline",
             Self::I8 => "an answer is gap-free, and whole when it says so",
             Self::I10 => "committed offsets pass no undecided record",
             Self::I11 => "every record is decided exactly once",
             Self::I12 => "a rebuild of the journal gives the live state",
+            Self::Redecided => "deciding again gives the recorded facts",
         }
     }
 
@@ -73,10 +100,12 @@ impl Check {
             Self::I1 => "requests",
             Self::I2 | Self::I8 => "frames",
             Self::I3 => "postings and frames",
-            Self::I4 => "attempts",
+            Self::I4 | Self::I9 => "attempts",
+            Self::I6 => "budgets and limits",
+            Self::I7 => "reservations and releases",
             Self::I10 => "partitions",
             Self::I11 => "records",
-            Self::I12 => "commits",
+            Self::I12 | Self::Redecided => "commits",
         }
     }
 }

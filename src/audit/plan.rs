@@ -73,6 +73,8 @@ pub struct Plan {
     pub partitions: u32,
     pub sources: Vec<Source>,
     pub answers: Vec<Answers>,
+    /// All of control: what was decided on.
+    pub control: Extent,
     /// Requests that were settled before have no frames in the range.
     pub since: Timestamp,
     /// So many parts of the requests are looked at one after the other.
@@ -101,6 +103,9 @@ impl Plan {
         let responses = asker.within(Topic::Responses, responses, scope)?;
         let kept = asker.watermarks(Topic::Journal, &audited)?;
         let journal = asker.within(Topic::Journal, kept.clone(), scope)?;
+        // After the journal: what its commits used is there.
+        let control = asker.watermarks(Topic::Control, &[0])?.remove(&0).unwrap_or(0..0);
+        let control = Extent { topic: Topic::Control, partition: 0, offsets: control };
         let mut requests = asker.watermarks(Topic::Requests, &audited)?;
         let (answers, since) = asker.answers(responses)?;
         let parts = match since {
@@ -123,7 +128,14 @@ impl Plan {
         if is_range && sources.iter().all(|source| source.journal.offsets.is_empty()) {
             return Err(Error::NothingInRange);
         }
-        Ok(Self { partitions, sources, answers, since: since.unwrap_or(Timestamp::from_millis(i64::MAX)), parts })
+        Ok(Self {
+            partitions,
+            sources,
+            answers,
+            control,
+            since: since.unwrap_or(Timestamp::from_millis(i64::MAX)),
+            parts,
+        })
     }
 
     /// Records to be read, for the progress.

@@ -23,11 +23,14 @@ use tokio::runtime::Handle;
 use super::ahead::{Ahead, read_ahead};
 use super::frames::{Requests, Window};
 use super::journal::{self, Counts, Journal, Read};
+use super::money::Money;
 use super::plan::{Answers, Extent, Plan, Scope, Source};
 use super::{Check, Findings, Place};
 use crate::codec::{self, Codec};
 use crate::config;
 use crate::domain::ids::partition_of;
+use crate::processor::redecide::Rules;
+use crate::records::control::ControlRecord;
 use crate::records::journal::{Entry, JournalRecord};
 use crate::records::responses::{Frame, ResponseRecord};
 use crate::records::state::Marker;
@@ -100,12 +103,14 @@ impl Reader {
     /// Nothing could be looked at. What could not be looked at in single partitions is in the report.
     pub fn audit(&self, scope: &Scope) -> Result<Report, Error> {
         let plan = Plan::make(self, scope)?;
+        let rules = self.rules(&plan.control)?;
         self.progress.set_length(plan.records());
         let mut report = Report { partitions: plan.sources.len(), ..Report::default() };
         let hasher = RandomState::new();
         for part in 0..plan.parts {
             let window = Window { since: plan.since, part, parts: plan.parts, hasher: hasher.clone() };
-            let read = in_parallel(&plan.sources, |source| self.journal(source, scope, window.clone()));
+            let money = || (part == 0).then(|| Money::new(rules.clone(), scope.settings.redecides));
+            let read = in_parallel(&plan.sources, |source| self.journal(source, scope, window.clone(), money()));
             let mut remembered = Remembered::new();
             for (source, read) in plan.sources.iter().zip(read) {
                 match read {
@@ -131,13 +136,22 @@ impl Reader {
     }
 
     /// Reads a partition of the journal.
-    fn journal(&self, source: &Source, scope: &Scope, window: Window) -> Result<(Read, Requests), Error> {
+    fn journal(
+        &self,
+        source: &Source,
+        scope: &Scope,
+        window: Window,
+        money: Option<Money>,
+    ) -> Result<(Read, Requests), Error> {
         let Extent { partition, offsets, .. } = &source.journal;
         let mut journal = Journal::new(*partition, source.begins, scope.settings, window);
         if source.cut {
             journal.begins_late(offsets.start);
         }
         journal.compare(self.checkpoints(*partition)?);
+        if let Some(money) = money {
+            journal.reckon(money);
+        }
         let bound = |error| Error::Bound { partition: *partition, source: error };
         let read = |ahead: &mut Ahead| self.each_given(&source.journal, ahead);
         read_ahead(read, |offset, payload| {
@@ -145,6 +159,22 @@ impl Reader {
             journal.take(offset, &self.entry(place, payload)?).map_err(bound)
         })?;
         Ok(journal.finish(scope.now))
+    }
+
+    /// The rules of every moment.
+    pub fn rules(&self, control: &Extent) -> Result<Rules, Error> {
+        let mut records = Vec::new();
+        self.each(control, |message| {
+            let place = Place { topic: Topic::Control, partition: control.partition, offset: message.offset() };
+            match self.decode::<ControlRecord>(place, message.payload().unwrap_or_default()) {
+                Ok(record) => records.push((message.offset(), record)),
+                // Every reader passes over it.
+                Err(Error::Unreadable { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(Rules::new(records.into()))
     }
 
     /// What the checkpoints of a partition vouch for.

@@ -169,7 +169,7 @@ impl Logs {
             committed: 5,
             begins: Begins::AtTheBeginning,
             retained: Retained::All,
-            settings: Settings { grace: Duration::from_secs(60), no_faults: false },
+            settings: Settings { grace: Duration::from_secs(60), no_faults: false, redecides: false },
             checkpoints: Vec::new(),
             now: at(DEADLINE),
             tenure: FIRST_TENURE,
@@ -309,10 +309,14 @@ fn everything_holds_on_a_sound_log() {
         (Check::I2, 10),
         (Check::I3, 8),
         (Check::I4, 4),
+        (Check::I6, 0),
+        (Check::I7, 0),
         (Check::I8, 10),
+        (Check::I9, 0),
         (Check::I10, 1),
         (Check::I11, 6),
         (Check::I12, 9),
+        (Check::Redecided, 0),
     ];
     assert_eq!(looked_at, expected);
     let expected = Counts {

@@ -47,6 +47,9 @@ pub struct Audit {
     /// Nothing failed in the range: every request must have exactly one attempt
     #[arg(long)]
     pub no_faults: bool,
+    /// Decide every commit again and compare the facts
+    #[arg(long)]
+    pub redecide: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -148,7 +151,11 @@ async fn audit(arguments: &Audit) -> anyhow::Result<Report> {
         from,
         to,
         partitions: arguments.partition.iter().map(|partitions| partitions.0.clone()).collect(),
-        settings: Settings { grace: Duration::from_secs(arguments.grace_s), no_faults: arguments.no_faults },
+        settings: Settings {
+            grace: Duration::from_secs(arguments.grace_s),
+            no_faults: arguments.no_faults,
+            redecides: arguments.redecide,
+        },
         now: to.map_or(now, |to| to.min(now)),
     };
     let registry = Registry::new(&config.registry, &config.kafka.topic_prefix)?;

@@ -87,7 +87,7 @@ struct World {
 }
 
 /// The organization has a plan whose budget and limits are soon used up, and so has its key.
-fn with_a_tight_plan(mut tables: Tables) -> Tables {
+pub fn with_a_tight_plan(mut tables: Tables) -> Tables {
     let spend = |day, month| Spend { day: Some(PicoUsd::new(day)), month: Some(PicoUsd::new(month)) };
     let limits = |requests, tokens, concurrent| Limits {
         requests_per_minute: Some(requests),

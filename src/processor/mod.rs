@@ -20,9 +20,9 @@ mod takeover;
 pub mod tenure;
 
 #[cfg(test)]
-mod histories;
+pub(crate) mod histories;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;

@@ -276,6 +276,11 @@ impl Rules {
         Self { records, next: 0, tables: Tables::default() }
     }
 
+    /// Rules that never change.
+    pub fn fixed(tables: Tables) -> Self {
+        Self { records: Arc::from([]), next: 0, tables }
+    }
+
     /// The tables at an offset of control.
     pub fn at(&mut self, offset: i64) -> &Tables {
         if offset < self.tables.offset() {
