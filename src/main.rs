@@ -32,6 +32,8 @@ enum Command {
     Topics(cli::topics::Command),
     /// Check the invariants on the logs: exit code 0 if they hold, 1 if one is violated, 2 if it could not look
     Audit(cli::audit::Audit),
+    /// What an organization has posted, reserved and left, now or at any moment
+    Balance(cli::balance::Balance),
     /// API keys
     #[command(subcommand)]
     Keys(cli::keys::Command),
@@ -67,6 +69,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Topology(args) => cli::topology::run(args).await,
         Command::Topics(args) => cli::topics::run(args).await,
         Command::Audit(args) => cli::audit::run(args).await,
+        Command::Balance(args) => cli::balance::run(args).await,
         Command::Keys(args) => cli::keys::run(args).await,
         Command::Simulate(args) => cli::simulate::run(args).await.map(|()| ExitCode::SUCCESS),
     };

@@ -310,7 +310,7 @@ mod tests {
             let with = Circumstances { at: at(BEGIN), control: tables, capacity: Capacity::Free, bounds: &BOUNDS };
             commits.extend(tenure.decide(input, with));
         };
-        let mut ask = |id: &str, model: &str, source_offset, decide: &mut dyn FnMut(&Input<'_>)| {
+        let ask = |id: &str, model: &str, source_offset, decide: &mut dyn FnMut(&Input<'_>)| {
             let chat = Chat { request_id: id.parse().unwrap(), key_id: Some("k".parse().unwrap()), ..hello(model) };
             let (received_at, content) = (at(BEGIN), content::read(&chat.body));
             decide(&Input::Chat { source_offset, received_at, chat: &chat, content, fingerprint: None });

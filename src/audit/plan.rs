@@ -15,7 +15,8 @@ use super::Place;
 use super::frames::{Begins, REPUBLISHED_AFTER_MAX, Retained};
 use super::journal::Settings;
 use super::reader::{Error, Reader};
-use crate::domain::Timestamp;
+use crate::domain::ids::partition_of;
+use crate::domain::{OrganizationId, Timestamp};
 use crate::records::Topic;
 use crate::records::journal::Entry;
 use crate::runtime::kafka;
@@ -144,6 +145,17 @@ impl Plan {
         let records: i64 = extents.map(|extent| extent.offsets.end - extent.offsets.start).sum();
         records.unsigned_abs() * self.parts
     }
+}
+
+/// The whole journal of an organization's partition, and all of control, as they end now.
+pub fn of_organization(reader: &Reader, organization: &OrganizationId) -> Result<(Extent, Extent), Error> {
+    let asker = Asker { reader, consumer: reader.consumer(GROUP)? };
+    let partition = partition_of(organization.as_str(), asker.partitions(Topic::Journal)?);
+    let whole = |topic, partition: i32| {
+        let offsets = asker.watermarks(topic, &[partition])?.remove(&partition).unwrap_or(0..0);
+        Ok(Extent { topic, partition, offsets })
+    };
+    Ok((whole(Topic::Journal, partition)?, whole(Topic::Control, 0)?))
 }
 
 struct Asker<'a> {

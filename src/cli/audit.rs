@@ -92,7 +92,7 @@ impl FromStr for Moment {
 }
 
 impl Moment {
-    fn before(self, now: Timestamp) -> Timestamp {
+    pub fn before(self, now: Timestamp) -> Timestamp {
         match self {
             Self::At(at) => at,
             Self::Ago(ago) => {
@@ -174,7 +174,7 @@ async fn audit(arguments: &Audit) -> anyhow::Result<Report> {
 }
 
 /// On standard error, and only if that is a terminal.
-fn bar() -> ProgressBar {
+pub fn bar() -> ProgressBar {
     let bar = ProgressBar::new(0);
     let template = "{spinner} {human_pos}/{human_len} records [{bar:30}] {per_sec} {eta}";
     if let Ok(style) = ProgressStyle::with_template(template) {

@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 pub mod audit;
+pub mod balance;
 pub mod connection;
 pub mod demo;
 pub mod keys;

@@ -1,5 +1,7 @@
 //! The synchronous driver: given these facts, when this input arrives, then these facts and commands.
 
+mod money;
+
 use std::time::Duration;
 
 use bytes::Bytes;

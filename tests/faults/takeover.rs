@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use rustix::process::Signal;
 use tollstream::domain::PicoUsd;
-use tollstream::records::Outcome;
+use tollstream::records::{Outcome, UsageSource};
 
 use super::log::{Answers, End, Journal, Reader};
 use super::suite;
@@ -62,8 +62,11 @@ async fn an_open_request_is_called_anew_by_the_next_owner_and_what_was_settled_i
         let open = journal.read_all().of("open");
         let told: Vec<_> = open.postings.iter().map(|posting| (posting.attempt, posting.outcome)).collect();
         assert_eq!(told, [(1, Outcome::Interrupted), (2, Outcome::Completed)]);
-        // What the first call cost nobody knows, so neither is the sum.
-        assert_eq!((open.postings[0].cost_pico_usd, open.settled[0].cost_pico_usd), (None, None));
+        // What the first call cost is estimated, and part of the sum.
+        let costs: Vec<_> = open.postings.iter().map(|posting| posting.cost_pico_usd.expect("a cost")).collect();
+        assert_eq!(open.postings[0].usage_source, UsageSource::Estimated);
+        assert!(costs[0] > PicoUsd::ZERO, "{costs:?}");
+        assert_eq!(open.settled[0].cost_pico_usd, Some(costs.into_iter().sum()));
         second.stop().await;
         world.audit();
     })
@@ -89,7 +92,8 @@ async fn what_a_killed_owner_had_put_out_is_posted_as_far_as_it_was_told() {
         assert_eq!((told.settled[0].outcome, told.attempts), (Outcome::Interrupted, 1));
         let posting = &told.postings[0];
         assert!(posting.content_frames > 0 && posting.usage.output > Some(0), "{posting:?}");
-        assert_eq!(posting.cost_pico_usd, None, "nobody knows it");
+        assert_eq!(posting.usage_source, UsageSource::Estimated);
+        assert!(posting.cost_pico_usd > Some(PicoUsd::ZERO), "{posting:?}");
         assert!(posting.simulated, "{posting:?}");
         assert!(
             matches!(answer.end, Some(End::Told(Outcome::Interrupted, _))) && !answer.text.is_empty(),
@@ -134,7 +138,11 @@ async fn an_owner_that_was_stopped_past_its_session_counts_for_nothing_when_it_w
         second.stop().await;
         let orphan = journal.until("the orphan is posted", |read| read.of("held").orphans.first().cloned());
         assert_eq!((orphan.attempt, orphan.outcome), (1, Outcome::Completed));
-        assert!(orphan.cost_pico_usd > Some(PicoUsd::ZERO), "{orphan:?}");
+        // The interrupted call was posted with an estimate, which the orphan corrects: together they are what it cost.
+        let estimated = journal.read.of("held").postings[0].clone();
+        assert_eq!((estimated.outcome, estimated.usage_source), (Outcome::Interrupted, UsageSource::Estimated));
+        let whole = [estimated.cost_pico_usd, orphan.cost_pico_usd].map(|cost| cost.expect("a cost"));
+        assert!(whole.into_iter().sum::<PicoUsd>() > whole[0].max(PicoUsd::ZERO), "{whole:?}");
         assert_eq!(journal.read.of("held").settled.len(), 1);
         let books = world.process(Launch { instance: "books", roles: Some("projection,sink"), failpoint: None });
         world.assert_rows_are_the_journal(journal.read_all()).await;
