@@ -30,6 +30,8 @@ use crate::topology::{self, keys};
 
 /// The organization that the first key is for.
 const ORGANIZATION: &str = "org_demo";
+/// Who makes it, as control says.
+const ACTOR: &str = "tollstream up";
 /// How long the roles may take until they are ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long a detached start may take in all: the engines may have to be installed.
@@ -281,7 +283,8 @@ async fn kept_keys(config: &Config, data: &Path) -> anyhow::Result<Keys> {
     let codec = Arc::new(Codec::connect(registry).await?);
     let mut log = ControlLog::open(&config.kafka, codec).await?;
     let publisher = Publisher::new(&config.kafka)?;
-    let created = keys::create(&mut log, &publisher, &OrganizationId::parse(ORGANIZATION)?, None).await?;
+    let created =
+        keys::create(&mut log, &publisher, keys::of_organization(&OrganizationId::parse(ORGANIZATION)?), ACTOR).await?;
     let admin_key = keys::secret(keys::ADMIN_PREFIX)?;
     let made = Keys { api_key: created.secret.expose().to_owned(), admin_key };
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
