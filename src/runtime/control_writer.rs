@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
 
 use super::clock;
@@ -17,6 +17,8 @@ use crate::control::edit::{self, Edit, Refusal, Wanted};
 use crate::control::history::Entry;
 use crate::records::control::{Entity, EntityKind};
 
+/// Histories that are read at the same time; each reads the whole log.
+const HISTORIES_MAX: usize = 2;
 /// How long a change may take in all, other changes before it included.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -26,7 +28,7 @@ pub enum Error {
     Refused(#[from] Refusal),
     #[error(transparent)]
     Control(#[from] control_log::Error),
-    #[error("kafka did not take the change within {} s; it may have taken effect all the same: look before you repeat it", WRITE_TIMEOUT.as_secs())]
+    #[error("kafka did not take the change within {} s; a change may have taken effect all the same: look before you repeat it", WRITE_TIMEOUT.as_secs())]
     TimedOut,
 }
 
@@ -91,11 +93,12 @@ pub struct ControlWriter {
     publisher: Publisher,
     /// One change at a time: each is decided on what the one before left.
     log: Mutex<Option<ControlLog>>,
+    histories: Semaphore,
 }
 
 impl ControlWriter {
     pub fn new(kafka: config::Kafka, codec: Arc<Codec>, publisher: Publisher) -> Self {
-        Self { kafka, codec, publisher, log: Mutex::new(None) }
+        Self { kafka, codec, publisher, log: Mutex::new(None), histories: Semaphore::new(HISTORIES_MAX) }
     }
 
     /// See [`write`].
@@ -128,7 +131,10 @@ impl ControlWriter {
     /// # Errors
     /// When Kafka does not answer in time.
     pub async fn history(&self, kind: EntityKind, id: &str) -> Result<Vec<Entry>, Error> {
-        let read = control_log::history(&self.kafka, self.codec.clone(), kind, id);
+        let read = async {
+            let _place = self.histories.acquire().await;
+            control_log::history(&self.kafka, self.codec.clone(), kind, id).await
+        };
         Ok(tokio::time::timeout(WRITE_TIMEOUT, read).await.map_err(|_| Error::TimedOut)??)
     }
 }
