@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use connections::{ClickHouse, Kafka, Properties, Registry, SaslMechanism, SecurityProtocol};
-pub use environment::{Environment, Secret};
+pub use environment::{AdminKey, Environment, Secret};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -31,6 +31,8 @@ pub enum Error {
     File { key: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{key} must be a reference such as env:NAME; secrets do not stand in files")]
     NotAReference { key: &'static str },
+    #[error("{variable}: {problem}")]
+    AdminKey { variable: &'static str, problem: String },
     #[error("{key} = {reference}: the variable is neither in the environment nor in .env; set it")]
     NotInEnvironment { key: &'static str, reference: String },
 }
@@ -81,8 +83,11 @@ pub struct Facade {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
-    /// Health and metrics.
+    /// Health, metrics, and control for operators.
     pub listen: SocketAddr,
+    /// The operators' first key, out of the environment.
+    #[serde(skip)]
+    pub key: Option<AdminKey>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -199,7 +204,7 @@ impl Default for Facade {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 4001)) }
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 4001)), key: None }
     }
 }
 

@@ -34,9 +34,23 @@ enum Command {
     Audit(cli::audit::Audit),
     /// What an organization has posted, reserved and left, now or at any moment
     Balance(cli::balance::Balance),
+    /// What organizations may use and spend
+    #[command(subcommand)]
+    Plans(cli::control::Command<cli::control::PlanFields>),
+    /// Who pays
+    #[command(subcommand)]
+    Organizations(cli::control::Command<cli::control::OrganizationFields>),
     /// API keys
     #[command(subcommand)]
-    Keys(cli::keys::Command),
+    Keys(Box<cli::control::keys::Command>),
+    /// Models, who serves them and what they cost
+    #[command(subcommand)]
+    Models(cli::control::Command<cli::control::ModelFields>),
+    /// Which models answer
+    #[command(subcommand)]
+    Policies(cli::control::Command<cli::control::PolicyFields>),
+    /// Make plans, organizations, models and policies what files say; shows the difference first
+    Apply(cli::control::apply::Apply),
     /// An OpenAI-compatible upstream that answers without a model
     Simulate(cli::simulate::Args),
 }
@@ -70,7 +84,12 @@ async fn run(command: Command) -> ExitCode {
         Command::Topics(args) => cli::topics::run(args).await,
         Command::Audit(args) => cli::audit::run(args).await,
         Command::Balance(args) => cli::balance::run(args).await,
-        Command::Keys(args) => cli::keys::run(args).await,
+        Command::Plans(args) => cli::control::run(args).await,
+        Command::Organizations(args) => cli::control::run(args).await,
+        Command::Keys(args) => cli::control::keys::run(*args).await,
+        Command::Models(args) => cli::control::run(args).await,
+        Command::Policies(args) => cli::control::run(args).await,
+        Command::Apply(args) => cli::control::apply::run(args).await,
         Command::Simulate(args) => cli::simulate::run(args).await.map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {

@@ -10,9 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::codec::{self, Codec, Registry};
 use crate::config::Config;
-use crate::facade::{self, Admin, Facade};
+use crate::facade::{self, Admin, Facade, Guard, Operators};
 use crate::records::Topic;
 use crate::runtime::control::{self, Control};
+use crate::runtime::control_writer::ControlWriter;
 use crate::runtime::publisher::{self, Publisher};
 use crate::runtime::{kafka, reach, shard};
 use crate::telemetry::Metrics;
@@ -144,6 +145,12 @@ impl Node {
             listener: listen(shared.config.admin.listen).await?,
             health: shared.health.clone(),
             metrics: shared.metrics.clone(),
+            operators: Operators {
+                control: control.clone(),
+                writer: ControlWriter::new(shared.config.kafka.clone(), codec.clone(), publisher.clone()),
+                key: shared.config.admin.key.clone(),
+                guard: Guard::register(&shared.metrics, "tollstream_admin"),
+            },
         })?;
         Ok(Self { facade, admin, roles: tasks, publisher, health, control, codec, cancel, followers })
     }

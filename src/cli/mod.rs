@@ -3,8 +3,8 @@
 pub mod audit;
 pub mod balance;
 pub mod connection;
+pub mod control;
 pub mod demo;
-pub mod keys;
 pub mod output;
 pub mod run;
 pub mod signals;

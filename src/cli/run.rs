@@ -50,6 +50,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         config.admin.listen = listen;
     }
     config.providers.environment = Environment::read();
+    config.admin.key = config.providers.environment.take_admin_key()?;
     config.validate()?;
     tracing::info!(config = %toml::to_string(&config)?.replace('\n', "; "), "effective configuration");
     let mut node = Node::start(config, &args.roles).await?;

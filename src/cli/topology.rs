@@ -202,7 +202,7 @@ fn show_plan(plan: &Plan) {
 }
 
 /// Asks a person.
-fn confirmed() -> anyhow::Result<bool> {
+pub fn confirmed() -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
         anyhow::bail!("nobody is there to ask; give --yes to apply this, or --dry-run to only see it");
     }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::{demo, output, signals};
 use crate::cli::stack::UpArgs as StackArgs;
 use crate::codec::{Codec, Registry};
-use crate::config::{Config, Environment};
+use crate::config::{AdminKey, Config, Environment};
 use crate::domain::OrganizationId;
 use crate::node::{Node, Role};
 use crate::runtime::control_log::ControlLog;
@@ -30,6 +30,8 @@ use crate::topology::{self, keys};
 
 /// The organization that the first key is for.
 const ORGANIZATION: &str = "org_demo";
+/// Who makes it, as control says.
+const ACTOR: &str = "tollstream up";
 /// How long the roles may take until they are ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long a detached start may take in all: the engines may have to be installed.
@@ -186,6 +188,7 @@ async fn serve(
     topology::apply::run(&config, &topology::apply::Options::laptop()?).await.context("applying the topology")?;
     let simulator = start_simulator(args, &mut config, &progress).await?;
     let keys = kept_keys(&config, data).await.context("making the first key")?;
+    config.admin.key = Some(AdminKey::of_secret(&keys.admin_key)?);
     let mut node = Node::start(config.clone(), &Role::ALL).await?;
     let description = describe(&config, &addresses, keys, data, simulator.as_ref(), &node);
     let ready = tokio::select! {
@@ -243,6 +246,8 @@ fn configuration(args: &GatewayArgs, addresses: &stack::Addresses) -> anyhow::Re
     }
     if !args.ephemeral {
         config.providers.environment = Environment::read();
+        // The key of this directory is the operators' first one here.
+        let _ = config.providers.environment.take_admin_key()?;
     }
     config.validate()?;
     Ok(config)
@@ -281,7 +286,8 @@ async fn kept_keys(config: &Config, data: &Path) -> anyhow::Result<Keys> {
     let codec = Arc::new(Codec::connect(registry).await?);
     let mut log = ControlLog::open(&config.kafka, codec).await?;
     let publisher = Publisher::new(&config.kafka)?;
-    let created = keys::create(&mut log, &publisher, &OrganizationId::parse(ORGANIZATION)?, None).await?;
+    let created =
+        keys::create(&mut log, &publisher, keys::of_organization(&OrganizationId::parse(ORGANIZATION)?), ACTOR).await?;
     let admin_key = keys::secret(keys::ADMIN_PREFIX)?;
     let made = Keys { api_key: created.secret.expose().to_owned(), admin_key };
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
@@ -340,7 +346,8 @@ fn print_addresses(description: &Description) {
         &[
             row("OpenAI base URL", &format!("{}/v1", description.facade)),
             row("API key", &description.api_key),
-            row("health, metrics", &description.admin),
+            row("health, metrics, /admin/v1", &description.admin),
+            row("admin key", &description.admin_key),
             row("Kafka", &description.kafka),
             row("schema registry", &description.registry),
             row("ClickHouse", &description.clickhouse),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::Error;
 
@@ -35,6 +36,56 @@ impl Serialize for Secret {
     }
 }
 
+/// Where the operators' first key is: its SHA-256 in hex, or the key itself.
+const ADMIN_KEY_HASH: &str = "TOLLSTREAM_ADMIN_KEY_SHA256";
+const ADMIN_KEY: &str = "TOLLSTREAM_ADMIN_KEY";
+/// Fewest characters of a key that people choose.
+const ADMIN_KEY_CHARACTERS_MIN: usize = 32;
+
+/// The operators' first key, as its SHA-256.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AdminKey([u8; 32]);
+
+impl fmt::Debug for AdminKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl AdminKey {
+    /// The key with this hash, in hex.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn of_hash(hash: &str) -> Result<Self, Error> {
+        let mut bytes = [0; 32];
+        let problem = "is no SHA-256 in hex; make it with: printf %s \"$KEY\" | sha256sum";
+        hex::decode_to_slice(hash, &mut bytes)
+            .map_err(|_| Error::AdminKey { variable: ADMIN_KEY_HASH, problem: problem.to_owned() })?;
+        Ok(Self(bytes))
+    }
+
+    /// The key itself.
+    ///
+    /// # Errors
+    /// When it is so short that it could be guessed.
+    pub fn of_secret(key: &str) -> Result<Self, Error> {
+        if key.len() < ADMIN_KEY_CHARACTERS_MIN {
+            let problem =
+                format!("has fewer than {ADMIN_KEY_CHARACTERS_MIN} characters; make one with: openssl rand -hex 32");
+            return Err(Error::AdminKey { variable: ADMIN_KEY, problem });
+        }
+        Ok(Self(Sha256::digest(key).into()))
+    }
+
+    /// Whether this is the key. How long the answer takes does not depend on how much of it is right.
+    pub fn is(&self, secret: &[u8]) -> bool {
+        let given: [u8; 32] = Sha256::digest(secret).into();
+        let differing = self.0.iter().zip(&given).fold(0, |differing, (a, b)| differing | (a ^ b));
+        std::hint::black_box(differing) == 0
+    }
+}
+
 /// Variables as they were when the process started: its own, then those of the `.env` file of the working directory.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Environment(BTreeMap<String, Secret>);
@@ -52,6 +103,22 @@ impl Environment {
         let own =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
         Self::from_iter(dotenv.into_iter().chain(own))
+    }
+
+    /// Takes the operators' first key out, so that nothing else, such as a deployment's credential, can name it.
+    ///
+    /// # Errors
+    /// When it is no hash, too short to be a secret, or there twice.
+    pub fn take_admin_key(&mut self) -> Result<Option<AdminKey>, Error> {
+        match (self.0.remove(ADMIN_KEY_HASH), self.0.remove(ADMIN_KEY)) {
+            (None, None) => Ok(None),
+            (Some(hash), None) => AdminKey::of_hash(hash.expose()).map(Some),
+            (None, Some(key)) => AdminKey::of_secret(key.expose()).map(Some),
+            (Some(_), Some(_)) => {
+                let problem = format!("{ADMIN_KEY} is there, too; give one of them");
+                Err(Error::AdminKey { variable: ADMIN_KEY_HASH, problem })
+            }
+        }
     }
 
     /// The value of a reference (`env:NAME`), if there is one.
@@ -98,6 +165,28 @@ mod tests {
         let read = parse_dotenv("# A=1\nexport B='two'\nC = \"3\"\n\nD=4 5\nbroken\n");
         let pairs: Vec<_> = read.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         assert_eq!(pairs, [("B", "two"), ("C", "3"), ("D", "4 5")]);
+    }
+
+    #[test]
+    fn the_admin_key_is_taken_out_and_is_itself_only() {
+        let key = "0123456789abcdef0123456789abcdef";
+        let hash = hex::encode(Sha256::digest(key));
+        let of = |pairs: &[(&str, &str)]| -> Environment {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        for pair in [(ADMIN_KEY, key), (ADMIN_KEY_HASH, hash.as_str())] {
+            let mut environment = of(&[pair, ("A", "1")]);
+            let admin = environment.take_admin_key().unwrap().unwrap();
+            assert!(admin.is(key.as_bytes()) && !admin.is(hash.as_bytes()) && !admin.is(b""));
+            assert_eq!((environment, format!("{admin:?}")), (of(&[("A", "1")]), "***".to_owned()));
+        }
+        assert_eq!(of(&[]).take_admin_key().unwrap(), None);
+        for wrong in
+            [vec![(ADMIN_KEY, "short")], vec![(ADMIN_KEY_HASH, "abc")], vec![(ADMIN_KEY, key), (ADMIN_KEY_HASH, &hash)]]
+        {
+            let error = of(&wrong).take_admin_key().unwrap_err().to_string();
+            assert!(error.starts_with("TOLLSTREAM_ADMIN_KEY") && !error.contains("short"), "{error}");
+        }
     }
 
     #[test]

@@ -4,6 +4,11 @@
 //! not hold, so the log itself is the compare-and-set. The offset of the last record that was folded is the version of
 //! everything. Nothing here touches Kafka.
 
+pub mod check;
+pub mod declared;
+pub mod document;
+pub mod edit;
+pub mod history;
 pub mod terms;
 
 use std::collections::{BTreeMap, HashMap};
@@ -155,6 +160,12 @@ impl Tables {
         }
         self.versions.remove(&(kind, id.to_owned()));
         Ok(())
+    }
+
+    /// The ids and versions of all entities of a kind, in the order of their ids.
+    pub fn ids(&self, kind: EntityKind) -> impl Iterator<Item = (&str, i64)> {
+        let of_kind = self.versions.range((kind, String::new())..).take_while(move |((of, _), _)| *of == kind);
+        of_kind.map(|((_, id), version)| (id.as_str(), *version))
     }
 
     /// The value of an entity.

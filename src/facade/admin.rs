@@ -1,4 +1,4 @@
-//! The admin listener: health and metrics, on an address of their own.
+//! The admin listener, on an address of its own: health and metrics, and control for operators (`operators`).
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::operators::{self, Operators};
 use super::routes::{Route, router};
 use super::{Error, server};
 use crate::telemetry::Metrics;
@@ -29,6 +30,7 @@ pub struct Options {
     pub listener: TcpListener,
     pub health: Health,
     pub metrics: Metrics,
+    pub operators: Operators,
 }
 
 /// The running admin listener; dropping it ends it.
@@ -38,10 +40,10 @@ pub struct Admin {
     stop: CancellationToken,
 }
 
-#[derive(Clone)]
 pub struct Shared {
     health: Health,
     metrics: Metrics,
+    pub(super) operators: Operators,
 }
 
 pub const ROUTES: [Route<Arc<Shared>>; 3] = [
@@ -53,10 +55,11 @@ pub const ROUTES: [Route<Arc<Shared>>; 3] = [
 impl Admin {
     pub fn start(options: Options) -> Result<Self, Error> {
         let address = options.listener.local_addr().map_err(Error::Listener)?;
-        let shared = Shared { health: options.health, metrics: options.metrics };
-        let router = router(&ROUTES, Arc::new(shared));
+        let Options { listener, health, metrics, operators } = options;
+        let routes = ROUTES.iter().chain(&operators::ROUTES);
+        let router = router(routes, Arc::new(Shared { health, metrics, operators }));
         let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
-        tasks.spawn(server::serve(options.listener, router, LIMITS, stop.clone()));
+        tasks.spawn(server::serve(listener, router, LIMITS, stop.clone()));
         tracing::info!(%address, "admin listens");
         Ok(Self { address, tasks, stop })
     }

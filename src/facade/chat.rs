@@ -17,8 +17,9 @@ use super::hub::{Asking, OnDisconnect};
 use super::listener::Permit;
 use super::respond::{outcome_of, respond};
 use super::routes::App;
-use super::{again, authenticate, request};
+use super::{again, request};
 use crate::config::millis;
+use crate::control::document::CHAT_SCOPE;
 use crate::domain::RequestId;
 use crate::records::Origin;
 use crate::records::requests::Chat;
@@ -65,7 +66,7 @@ async fn ask(
     body: &mut BodyDataStream,
 ) -> Result<(Answer, bool), Refusal> {
     let tables = (app.control)();
-    let caller = authenticate::caller(&tables, &parts.headers, parts.uri.query())?;
+    let caller = app.caller(&tables, parts, CHAT_SCOPE)?;
     let headers = request::headers(&parts.headers)?;
     let key = again::idempotency_key(&parts.headers)?;
     let resume = again::resume(&parts.headers, millis(app.config.resume_max_ms))?;

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::reassembly::Fault;
-use crate::domain::{OrganizationId, RequestId};
+use crate::control::edit;
+use crate::domain::{KeyId, OrganizationId, RequestId, Timestamp};
 use crate::processor::refusal;
 use crate::records::Outcome;
 use crate::records::responses::{ApiError, Terminal};
@@ -28,8 +29,30 @@ const CLIENT_CLOSED_REQUEST: u16 = 499;
 pub enum Refusal {
     #[error("you did not provide an API key; send it as `Authorization: Bearer YOUR_KEY`")]
     NoKey,
-    #[error("the API key is not known or not active")]
+    #[error("the API key is not known")]
     UnknownKey,
+    #[error("this is the hash of a key, not a key; send the key itself, as it was shown when it was made")]
+    HashAsKey,
+    #[error("the API key {key} is revoked; use another one")]
+    KeyRevoked { key: KeyId },
+    #[error("the API key {key} expired at {at}; use another one")]
+    KeyExpired { key: KeyId, at: Timestamp },
+    #[error(
+        "the API key {key} lacks the scope {scope:?}, which this needs; use another key, or have the scope added to it"
+    )]
+    MissingScope { key: KeyId, scope: &'static str },
+    #[error("too many wrong API keys came from this address; wait, and try again with the right one")]
+    TooManyWrongKeys { wait_ms: u64 },
+    #[error(
+        "there is no admin key yet: start the process with TOLLSTREAM_ADMIN_KEY_SHA256 in its environment or .env, or make a key with `tollstream keys create --scope admin`"
+    )]
+    NoAdminKey,
+    #[error(transparent)]
+    Edit(edit::Refusal),
+    #[error("{0}")]
+    VersionMismatch(edit::Refusal),
+    #[error("control cannot be changed or read now: {detail}")]
+    ControlUnavailable { detail: String },
     #[error("an API key does not belong into a URL, where it is logged on the way; send it as `Authorization: Bearer`")]
     KeyInQuery,
     #[error(
@@ -97,8 +120,24 @@ pub enum Refusal {
 impl Refusal {
     const fn status(&self) -> StatusCode {
         match self {
-            Self::NoKey | Self::UnknownKey | Self::KeyInQuery => StatusCode::UNAUTHORIZED,
-            Self::OrganizationNotCovered { .. } | Self::OrganizationInactive { .. } => StatusCode::FORBIDDEN,
+            Self::NoKey
+            | Self::UnknownKey
+            | Self::HashAsKey
+            | Self::KeyRevoked { .. }
+            | Self::KeyExpired { .. }
+            | Self::NoAdminKey
+            | Self::KeyInQuery => StatusCode::UNAUTHORIZED,
+            Self::OrganizationNotCovered { .. } | Self::OrganizationInactive { .. } | Self::MissingScope { .. } => {
+                StatusCode::FORBIDDEN
+            }
+            Self::TooManyWrongKeys { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::VersionMismatch(_) => StatusCode::PRECONDITION_FAILED,
+            Self::Edit(edit::Refusal::NotFound { .. }) => StatusCode::NOT_FOUND,
+            Self::Edit(edit::Refusal::Invalid { .. }) => StatusCode::BAD_REQUEST,
+            Self::Edit(edit::Refusal::Exists { .. } | edit::Refusal::Conflict { .. } | edit::Refusal::InUse { .. }) => {
+                StatusCode::CONFLICT
+            }
+            Self::ControlUnavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::OrganizationRequired
             | Self::OrganizationConflict
             | Self::BodyUnreadable
@@ -126,7 +165,19 @@ impl Refusal {
 
     const fn code(&self) -> &'static str {
         match self {
-            Self::NoKey | Self::UnknownKey | Self::KeyInQuery => "invalid_api_key",
+            Self::NoKey | Self::UnknownKey | Self::HashAsKey | Self::KeyInQuery => "invalid_api_key",
+            Self::KeyRevoked { .. } => "key_revoked",
+            Self::KeyExpired { .. } => "key_expired",
+            Self::NoAdminKey => "no_admin_key",
+            Self::MissingScope { .. } => "insufficient_scope",
+            Self::TooManyWrongKeys { .. } => "too_many_wrong_keys",
+            Self::VersionMismatch(_) => "version_mismatch",
+            Self::Edit(edit::Refusal::NotFound { .. }) => "not_found",
+            Self::Edit(edit::Refusal::Invalid { .. }) => "invalid_value",
+            Self::Edit(edit::Refusal::Exists { .. }) => "already_exists",
+            Self::Edit(edit::Refusal::Conflict { .. }) => "version_conflict",
+            Self::Edit(edit::Refusal::InUse { .. }) => "in_use",
+            Self::ControlUnavailable { .. } => "control_unavailable",
             Self::OrganizationRequired => "organization_required",
             Self::OrganizationConflict => "organization_conflict",
             Self::OrganizationNotCovered { .. } => "organization_not_covered",
@@ -157,10 +208,14 @@ impl Refusal {
         }
     }
 
-    fn param(&self) -> Option<&'static str> {
+    fn param(&self) -> Option<&str> {
         match self {
             Self::Missing { param } | Self::InvalidField { param, .. } => Some(param),
             Self::InvalidHeader { name, .. } => Some(name),
+            Self::Edit(edit::Refusal::Invalid { problems, .. }) => {
+                problems.first().map(|problem| problem.at.as_str()).filter(|at| !at.is_empty())
+            }
+            Self::VersionMismatch(_) => Some("If-Match"),
             Self::NoEventId => Some("Last-Event-ID"),
             Self::KeyReused => Some("Idempotency-Key"),
             Self::UnknownModel { .. } => Some("model"),
@@ -186,7 +241,10 @@ impl From<&Refusal> for ApiError {
             code: refusal.code().to_owned(),
             message: refusal.to_string(),
             param: refusal.param().map(str::to_owned),
-            retry_after_ms: (status == StatusCode::SERVICE_UNAVAILABLE).then_some(RETRY_MS),
+            retry_after_ms: match refusal {
+                Refusal::TooManyWrongKeys { wait_ms } => Some(*wait_ms),
+                _ => (status == StatusCode::SERVICE_UNAVAILABLE).then_some(RETRY_MS),
+            },
             rate_limits: None,
         }
     }

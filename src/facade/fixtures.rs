@@ -78,6 +78,12 @@ pub const PAUSED_KEY: &str = "sk-acme-paused";
 /// Of acme, globex and dormant.
 pub const SERVICE_KEY: &str = "sk-service-1";
 
+/// Of acme, until [`EXPIRY`].
+pub const EXPIRING_KEY: &str = "sk-acme-expiring";
+pub const EXPIRY: Timestamp = Timestamp::from_millis(4_000_000_000_000);
+/// Of acme, for the models only.
+pub const MODELS_KEY: &str = "sk-acme-models";
+
 fn change(kind: &str, id: &str) -> ControlRecord {
     ControlRecord {
         kind: kind.into(),
@@ -124,7 +130,17 @@ pub fn tables() -> Tables {
     };
     let policy =
         Policy { description: String::new(), default_tier: 2, max_attempts: 3, tiers: vec![], fallback: vec![] };
+    let expiring = |mut record: ControlRecord| {
+        record.key.as_mut().unwrap().expires_at = Some(EXPIRY);
+        record
+    };
+    let scoped = |mut record: ControlRecord| {
+        record.key.as_mut().unwrap().scopes = vec!["models".into()];
+        record
+    };
     let changes = [
+        expiring(key("key_expiring", EXPIRING_KEY, &["acme"], true)),
+        scoped(key("key_models", MODELS_KEY, &["acme"], true)),
         organization("acme", true),
         organization("globex", true),
         organization("dormant", false),

@@ -17,13 +17,16 @@ mod bus;
 mod catch_up;
 mod chat;
 mod error;
+mod failures;
 #[cfg(test)]
 mod fixtures;
 mod frames;
+pub mod guard;
 mod hub;
 mod listener;
 mod metrics;
 mod models;
+pub mod operators;
 mod reassembly;
 mod request;
 mod requests;
@@ -55,6 +58,8 @@ use crate::telemetry::Metrics;
 use crate::telemetry::health::Health;
 
 pub use admin::Admin;
+pub use guard::Guard;
+pub use operators::Operators;
 
 /// Gives the control tables as they are now.
 pub type Control = Arc<dyn Fn() -> Arc<Tables> + Send + Sync>;
@@ -167,7 +172,9 @@ impl Facade {
         };
         let (control, deadline_grace) = (options.control, DEADLINE_GRACE);
         let body_times = chat::BodyTimes::DEFAULT;
-        let app = Arc::new(routes::App { hub: hub.clone(), control, config, deadline_grace, body_times, health });
+        let guard = guard::Guard::register(&options.metrics, "tollstream_facade");
+        let app = routes::App { hub: hub.clone(), control, config, deadline_grace, body_times, health, guard };
+        let app = Arc::new(app);
         let router = routes::router(&routes::ROUTES, app);
         let mut server = JoinSet::new();
         server.spawn(server::serve(options.listener, router, limits, stop.clone()));

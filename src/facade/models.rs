@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{RawQuery, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use serde::Serialize;
 
 use super::error::{self, Refusal, X_REQUEST_ID, value};
+use super::request;
 use super::routes::{App, PathId, named};
-use super::{authenticate, request};
 use crate::control::Tables;
+use crate::control::document::MODELS_SCOPE;
 use crate::domain::ModelName;
 use crate::records::control;
 use crate::records::responses::ApiError;
@@ -71,20 +72,22 @@ impl<'a> Model<'a> {
     }
 }
 
-pub async fn list(State(app): State<Arc<App>>, headers: HeaderMap, RawQuery(query): RawQuery) -> Response {
+pub async fn list(State(app): State<Arc<App>>, http: Request) -> Response {
+    let (parts, _) = http.into_parts();
     let tables = (app.control)();
-    let listed = authenticate::caller(&tables, &headers, query.as_deref()).map(|_| {
+    let listed = app.caller(&tables, &parts, MODELS_SCOPE).map(|_| {
         let models = tables.models().map(|(name, model)| Model::of(name, &model.value));
         List { object: "list", data: Model::auto(&tables).into_iter().chain(models).collect() }
     });
-    respond(&headers, listed)
+    respond(&parts.headers, listed)
 }
 
-pub async fn one(State(app): State<Arc<App>>, id: PathId, headers: HeaderMap, RawQuery(query): RawQuery) -> Response {
+pub async fn one(State(app): State<Arc<App>>, id: PathId, http: Request) -> Response {
+    let (parts, _) = http.into_parts();
     let id = named(id);
     let tables = (app.control)();
-    let found = authenticate::caller(&tables, &headers, query.as_deref()).and_then(|_| find(&tables, &id));
-    respond(&headers, found)
+    let found = app.caller(&tables, &parts, MODELS_SCOPE).and_then(|_| find(&tables, &id));
+    respond(&parts.headers, found)
 }
 
 /// The model of this name or alias.

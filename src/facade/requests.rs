@@ -11,12 +11,12 @@ use axum::response::Response;
 use serde::Serialize;
 
 use super::answer::Answer;
-use super::authenticate;
 use super::error::{self, Refusal, X_REQUEST_ID, value};
 use super::respond::{outcome_of, respond};
 use super::routes::{App, PathId, named};
 use super::{again, request};
 use crate::config::millis;
+use crate::control::document::CHAT_SCOPE;
 use crate::domain::{RequestId, RequestKey};
 use crate::records::responses::ApiError;
 
@@ -78,7 +78,7 @@ async fn cancelled(app: &App, id: &str, parts: &Parts) -> Result<RequestId, Refu
 /// The request of this id in the organization of the key.
 fn key(app: &App, id: &str, parts: &Parts) -> Result<RequestKey, Refusal> {
     let tables = (app.control)();
-    let caller = authenticate::caller(&tables, &parts.headers, parts.uri.query())?;
+    let caller = app.caller(&tables, parts, CHAT_SCOPE)?;
     let organization = request::headers(&parts.headers)?.organization;
     let organization = caller.organization(&tables, organization, None)?;
     let invalid = |error: crate::domain::ids::Error| Refusal::InvalidField { param: "id", problem: error.to_string() };

@@ -12,6 +12,7 @@ use axum::routing::{MethodRouter, get, post};
 
 use super::admin;
 use super::error::{self, Refusal};
+use super::guard::Guard;
 use super::hub::Hub;
 use super::{Control, chat, models, request, requests};
 use crate::config;
@@ -30,6 +31,7 @@ pub struct App {
     pub deadline_grace: Duration,
     pub body_times: chat::BodyTimes,
     pub health: Health,
+    pub guard: Guard,
 }
 
 /// One method of one path, as `openapi.json` names them.
@@ -69,7 +71,10 @@ pub fn named(id: PathId) -> String {
 }
 
 /// The router of these routes; what else is asked gets 404 and 405 in OpenAI's shape.
-pub fn router<S: Clone + Send + Sync + 'static>(routes: &[Route<S>], state: S) -> Router {
+pub fn router<'a, S: Clone + Send + Sync + 'static>(
+    routes: impl IntoIterator<Item = &'a Route<S>>,
+    state: S,
+) -> Router {
     let mut router = Router::new();
     for route in routes {
         router = router.route(route.matches, (route.handler)());

@@ -17,9 +17,11 @@ use super::publisher::{self, Deliveries, Outgoing, Publisher};
 use super::reach;
 use crate::codec::{self, Codec};
 use crate::config;
+use crate::control::edit::Wanted;
+use crate::control::history::{Entry, History};
 use crate::control::{Change, Tables};
 use crate::records::Topic;
-use crate::records::control::{ControlRecord, Entity, EntityKind, Stamp};
+use crate::records::control::{ControlRecord, EntityKind, Stamp};
 
 /// Control has one partition: its order decides.
 const PARTITION: i32 = 0;
@@ -60,20 +62,17 @@ pub struct ControlLog {
     next: i64,
     tables: Tables,
     deleted: BTreeSet<(EntityKind, String)>,
-}
-
-/// A change that is wanted.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Wanted {
-    pub id: String,
-    pub entity: Entity,
-    /// The version of the entity that the writer saw, -1 when it does not exist.
-    pub expected_version: i64,
+    /// Of the entity that was asked about.
+    history: Option<History>,
 }
 
 impl ControlLog {
     /// Reads the log to its end. The topic must exist.
     pub async fn open(config: &config::Kafka, codec: Arc<Codec>) -> Result<Self, Error> {
+        Self::open_with(config, codec, None).await
+    }
+
+    async fn open_with(config: &config::Kafka, codec: Arc<Codec>, history: Option<History>) -> Result<Self, Error> {
         reach::metadata(config, None, PROGRESS_TIMEOUT).await?;
         let topic = kafka::topic_name(config, Topic::Control);
         let read = |source| Error::Read { topic: topic.clone(), source };
@@ -82,7 +81,7 @@ impl ControlLog {
         start.add_partition_offset(&topic, PARTITION, Offset::Beginning).map_err(read)?;
         consumer.assign(&start).map_err(read)?;
         let (tables, deleted) = (Tables::default(), BTreeSet::new());
-        let mut log = Self { consumer: Arc::new(consumer), codec, topic, next: 0, tables, deleted };
+        let mut log = Self { consumer: Arc::new(consumer), codec, topic, next: 0, tables, deleted, history };
         log.refresh().await?;
         Ok(log)
     }
@@ -141,6 +140,9 @@ impl ControlLog {
         };
         match self.tables.apply(offset, &record) {
             Ok(change) => {
+                if let Some(history) = &mut self.history {
+                    history.note(offset, &record, change);
+                }
                 if let (Change::Effective, Ok((kind, _))) = (change, record.change()) {
                     match record.deleted {
                         true => self.deleted.insert((kind, record.id.clone())),
@@ -188,7 +190,10 @@ impl ControlLog {
             let change_id = uuid::Uuid::now_v7().to_string();
             sent.push((change_id.clone(), wanted.id.clone()));
             let stamp = Stamp { change_id, actor: actor.to_owned(), at: clock::now() };
-            let record = ControlRecord::put(&wanted.id, wanted.entity, wanted.expected_version, stamp);
+            let record = match wanted.entity {
+                Some(entity) => ControlRecord::put(&wanted.id, entity, wanted.expected_version, stamp),
+                None => ControlRecord::delete(wanted.kind, &wanted.id, wanted.expected_version, stamp),
+            };
             self.codec.encode(&record, &mut buffer).map_err(Error::Encode)?;
             let key = record.topic_key();
             let outgoing = Outgoing { topic: &self.topic, partition: PARTITION, key: key.as_bytes(), payload: &buffer };
@@ -220,6 +225,20 @@ impl ControlLog {
         }
         Ok(last)
     }
+}
+
+/// Reads the whole log for what became of one entity.
+///
+/// # Errors
+/// When the log cannot be read to its end.
+pub async fn history(
+    config: &config::Kafka,
+    codec: Arc<Codec>,
+    kind: EntityKind,
+    id: &str,
+) -> Result<Vec<Entry>, Error> {
+    let log = ControlLog::open_with(config, codec, Some(History::of(kind, id))).await?;
+    Ok(log.history.map(History::into_entries).unwrap_or_default())
 }
 
 type Raw = (i64, Option<Vec<u8>>);

@@ -5,6 +5,7 @@ pub mod checkpoints;
 pub mod clock;
 pub mod control;
 pub mod control_log;
+pub mod control_writer;
 pub mod fingerprint;
 pub mod kafka;
 pub mod member;

@@ -14,7 +14,7 @@ use super::topics::Profile;
 use super::{Invalid, Topology};
 use crate::codec::{self, Codec, Registry};
 use crate::config::Config;
-use crate::control::Change;
+use crate::control::{Change, edit};
 use crate::records::Topic;
 use crate::runtime::control_log::{self, ControlLog};
 use crate::runtime::kafka;
@@ -166,11 +166,9 @@ pub async fn apply(config: &Config, plan: Plan) -> Result<Report, Error> {
                     registry.register(*topic).await?;
                 }
             }
-            Step::Put { id, entity, expected_version } => puts.push(control_log::Wanted {
-                id: id.clone(),
-                entity: entity.clone(),
-                expected_version: *expected_version,
-            }),
+            Step::Put { id, entity, expected_version } => {
+                puts.push(edit::Wanted::put(id, entity.clone(), *expected_version));
+            }
             Step::Migrate => {
                 clickhouse_step(config, true).await?;
             }
@@ -183,14 +181,14 @@ pub async fn apply(config: &Config, plan: Plan) -> Result<Report, Error> {
 }
 
 /// Puts the seeds on control; those that somebody else has put in between are named.
-async fn seed(config: &Config, registry: Registry, puts: Vec<control_log::Wanted>) -> Result<Vec<String>, Error> {
+async fn seed(config: &Config, registry: Registry, puts: Vec<edit::Wanted>) -> Result<Vec<String>, Error> {
     if puts.is_empty() {
         return Ok(Vec::new());
     }
     let codec = Arc::new(Codec::connect(registry).await?);
     let publisher = Publisher::new(&config.kafka)?;
     let mut log = ControlLog::open(&config.kafka, codec).await?;
-    let names: Vec<String> = puts.iter().map(|put| format!("{} {}", put.entity.kind().name(), put.id)).collect();
+    let names: Vec<String> = puts.iter().map(|put| format!("{} {}", put.kind.name(), put.id)).collect();
     let outcomes = log.write(&publisher, puts, ACTOR).await?;
     let conflicts = names.into_iter().zip(outcomes).filter(|(_, outcome)| matches!(outcome, Change::Conflict { .. }));
     Ok(conflicts.map(|(name, _)| name).collect())

@@ -6,7 +6,7 @@ use super::topics::{Profile, readable};
 use super::{Files, Topology, schemas};
 use crate::domain::PicoUsd;
 use crate::records::Topic;
-use crate::records::control::PriceEntry;
+use crate::records::control::{Plan, PriceEntry};
 
 /// A table for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +25,7 @@ pub struct Description {
     pub topics: Vec<TopicRow>,
     pub schemas: Vec<SchemaRow>,
     pub models: Vec<ModelRow>,
+    pub plans: Vec<PlanRow>,
     pub policies: Vec<PolicyRow>,
 }
 
@@ -70,6 +71,19 @@ pub struct ModelRow {
     pub simulated: bool,
 }
 
+/// A plan; amounts are US dollars, and what is not limited is absent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlanRow {
+    pub plan: String,
+    pub tiers: Vec<u8>,
+    pub requests_per_minute: Option<u64>,
+    pub tokens_per_minute: Option<u64>,
+    pub concurrent_requests: Option<u64>,
+    pub spend_per_day: Option<String>,
+    pub spend_per_month: Option<String>,
+    pub description: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PolicyRow {
     pub policy: String,
@@ -99,6 +113,7 @@ pub fn describe(files: &Files, topology: &Topology, profile: Profile) -> Descrip
         topics: topics.collect(),
         schemas: Topic::ALL.iter().map(|topic| schema(files, *topic)).collect(),
         models: models(topology),
+        plans: topology.seeds.plans.iter().map(|(name, plan)| plan_row(name.as_str(), plan)).collect(),
         policies: policies(topology),
     }
 }
@@ -165,6 +180,19 @@ fn models(topology: &Topology) -> Vec<ModelRow> {
     rows
 }
 
+fn plan_row(name: &str, plan: &Plan) -> PlanRow {
+    PlanRow {
+        plan: name.to_owned(),
+        tiers: plan.tiers.clone(),
+        requests_per_minute: plan.limits.requests_per_minute,
+        tokens_per_minute: plan.limits.tokens_per_minute,
+        concurrent_requests: plan.limits.concurrent_requests,
+        spend_per_day: plan.budget.spend.day.map(|amount| amount.to_string()),
+        spend_per_month: plan.budget.spend.month.map(|amount| amount.to_string()),
+        description: plan.description.clone(),
+    }
+}
+
 fn policies(topology: &Topology) -> Vec<PolicyRow> {
     let mut rows = Vec::new();
     for (name, policy) in &topology.seeds.policies {
@@ -219,6 +247,20 @@ impl Description {
                 if m.simulated { "simulated" } else { "published" }.to_owned(),
             ]
         });
+        let number = |number: Option<u64>| number.map_or("-".to_owned(), |number| number.to_string());
+        let plans = self.plans.iter().map(|p| {
+            let tiers: Vec<String> = p.tiers.iter().map(u8::to_string).collect();
+            vec![
+                p.plan.clone(),
+                if tiers.is_empty() { "all".to_owned() } else { tiers.join(", ") },
+                number(p.requests_per_minute),
+                number(p.tokens_per_minute),
+                number(p.concurrent_requests),
+                price(&p.spend_per_day),
+                price(&p.spend_per_month),
+                p.description.clone(),
+            ]
+        });
         let policies = self.policies.iter().map(|p| {
             let tier = if p.default { format!("{} (default)", p.tier) } else { p.tier.clone() };
             vec![p.policy.clone(), tier, p.candidates.join(", ")]
@@ -246,6 +288,11 @@ impl Description {
                     "price",
                 ],
                 rows: models.collect(),
+            },
+            Table {
+                title: "Plans (US dollars)",
+                headers: &["plan", "tiers", "requests/min", "tokens/min", "at once", "day", "month", "for"],
+                rows: plans.collect(),
             },
             Table { title: "Policies", headers: &["policy", "tier", "candidates"], rows: policies.collect() },
         ]

@@ -1,12 +1,16 @@
 //! Making API keys: the secret is shown once, and control holds only its SHA-256.
 
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::config::Secret;
-use crate::control::Change;
-use crate::domain::{KeyId, OrganizationId, ids};
-use crate::records::control::{Entity, EntityKind, Key};
-use crate::runtime::control_log::{self, ControlLog, Wanted};
+use crate::control::document::Object;
+use crate::control::edit::Edit;
+use crate::domain::{OrganizationId, Timestamp};
+use crate::records::control::{EntityKind, Key};
+use crate::runtime::clock;
+use crate::runtime::control_log::ControlLog;
+use crate::runtime::control_writer::{self, Written};
 use crate::runtime::publisher::Publisher;
 
 /// What every secret begins with, so that scanners and people recognise one.
@@ -16,31 +20,22 @@ const SECRET_BYTES: usize = 32;
 /// Characters of the secret that control keeps, to recognise it by.
 const SHOWN: usize = SECRET_PREFIX.len() + 6;
 
-/// What admin keys begin with.
+/// What the first admin key begins with.
 pub const ADMIN_PREFIX: &str = "tsa_";
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("organization {organization} is not on control; put it into topology/seed/organizations.toml and apply")]
-    NoOrganization { organization: OrganizationId },
-    #[error("there is a key {key} already; choose another --name")]
-    Taken { key: KeyId },
     #[error("the system gives no randomness: {0}")]
     Randomness(getrandom::Error),
     #[error(transparent)]
-    Id(#[from] ids::Error),
-    #[error(transparent)]
-    Control(#[from] control_log::Error),
+    Control(#[from] control_writer::Error),
 }
 
 /// A new key; this is the only time that its secret is there.
 #[derive(Debug, Clone)]
 pub struct Created {
-    pub id: KeyId,
-    pub organization: OrganizationId,
     pub secret: Secret,
-    /// Its version on control.
-    pub version: i64,
+    pub written: Written,
 }
 
 /// How control knows a secret: SHA-256 in hex.
@@ -48,37 +43,40 @@ pub fn hash(secret: &str) -> String {
     hex::encode(Sha256::digest(secret.as_bytes()))
 }
 
-/// Makes a key of an organization, puts it on control, and waits until it took effect there.
+/// The wish for a key with this document, which may lack an id, and the secret that belongs to it.
 ///
 /// # Errors
-/// [`Error::Taken`] when the name is in use, also when another writer was faster.
+/// When the system gives no randomness.
+pub fn creation(mut document: Object, now: Timestamp) -> Result<(Edit, Secret), Error> {
+    let secret = secret(SECRET_PREFIX)?;
+    let field = EntityKind::Key.id_field();
+    if !document.contains_key(field) {
+        document.insert(field.to_owned(), Value::from(format!("key_{}", hex::encode(random::<6>()?))));
+    }
+    let key = Key { created_at: Some(now), ..Key::of(Vec::new(), hash(&secret), secret.chars().take(SHOWN).collect()) };
+    Ok((Edit::Create { kind: EntityKind::Key, document, key: Some(Box::new(key)) }, Secret::new(secret)))
+}
+
+/// Makes a key with this document, puts it on control, and waits until it took effect there.
+///
+/// # Errors
+/// Also when the name is in use, or another writer was faster.
 pub async fn create(
     log: &mut ControlLog,
     publisher: &Publisher,
-    organization: &OrganizationId,
-    name: Option<&str>,
+    document: Object,
+    actor: &str,
 ) -> Result<Created, Error> {
-    log.refresh().await?;
-    if log.tables().organization(organization).is_none() {
-        return Err(Error::NoOrganization { organization: organization.clone() });
-    }
-    let secret = secret(SECRET_PREFIX)?;
-    let id = match name {
-        Some(name) => KeyId::parse(name)?,
-        None => KeyId::parse(&format!("key_{}", hex::encode(random::<6>()?)))?,
-    };
-    let taken = || Error::Taken { key: id.clone() };
-    if log.tables().version_of(EntityKind::Key, id.as_str()) >= 0 {
-        return Err(taken());
-    }
-    let key = Key::of(vec![organization.clone()], hash(&secret), secret.chars().take(SHOWN).collect());
-    let wanted = Wanted { id: id.to_string(), entity: Entity::Key(key), expected_version: -1 };
-    let outcomes = log.write(publisher, vec![wanted], "tollstream keys create").await?;
-    if outcomes != [Change::Effective] {
-        return Err(taken());
-    }
-    let version = log.tables().version_of(EntityKind::Key, id.as_str());
-    Ok(Created { id, organization: organization.clone(), secret: Secret::new(secret), version })
+    let (edit, secret) = creation(document, clock::now())?;
+    let written = control_writer::write(log, publisher, edit, actor).await?;
+    Ok(Created { secret, written })
+}
+
+/// The document of a key of one organization that may do everything that a client may.
+pub fn of_organization(organization: &OrganizationId) -> Object {
+    let mut document = Object::new();
+    document.insert("organizations".to_owned(), Value::from(vec![organization.as_str()]));
+    document
 }
 
 /// A random secret of 256 bits that begins with `prefix`.

@@ -1,31 +1,24 @@
 //! `topology/seed/`: what `apply` puts on an empty control topic. Afterwards the topic is the truth.
 //!
-//! Prices are decimal strings, US dollars per million tokens, and become exact pico-dollars per token here.
-
-mod catalogue;
-mod prices;
+//! The files are documents as people write them for control at any time (`control::document`).
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
-
 use super::{Files, Problem};
-use crate::domain::{ModelName, OrganizationId, PolicyName};
-use crate::records::control::{Entity, Model, Organization, Policy, PolicyTier};
-
-pub use catalogue::CAPABILITIES;
+use crate::control::document::{self, Object};
+use crate::control::{Tables, check};
+use crate::domain::{ModelName, OrganizationId, PlanName, PolicyName, Timestamp};
+use crate::records::control::{ControlRecord, Entity, EntityKind, Model, Organization, Plan, Policy, Stamp};
 
 const MODELS: &str = "topology/seed/models.toml";
 const ORGANIZATIONS: &str = "topology/seed/organizations.toml";
+const PLANS: &str = "topology/seed/plans.toml";
 const POLICIES: &str = "topology/seed/policies";
-
-/// The lowest and the highest tier.
-pub const TIERS: std::ops::RangeInclusive<u8> = 1..=4;
 
 /// The seeds as entities of `control`, by id.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Seeds {
+    pub plans: BTreeMap<PlanName, Plan>,
     pub organizations: BTreeMap<OrganizationId, Organization>,
     pub models: BTreeMap<ModelName, Model>,
     pub policies: BTreeMap<PolicyName, Policy>,
@@ -34,18 +27,81 @@ pub struct Seeds {
 impl Seeds {
     /// Parses and checks all seed files; adds what is wrong to `problems`.
     pub fn parse(files: &Files, problems: &mut Vec<Problem>) -> Self {
-        let organizations = organizations(files, problems);
-        let models = catalogue::models(files, MODELS, problems);
-        let policies = policies(files, &models, problems);
-        Self { organizations, models, policies }
+        let (mut seeds, mut policy_files) = (Self::default(), BTreeMap::new());
+        if files.get(MODELS).is_none() {
+            problems.push(Problem::new(MODELS, "", "the file is missing"));
+        }
+        // A topology without plans and demonstration organizations is fine.
+        for path in [MODELS, PLANS, ORGANIZATIONS] {
+            let mut found = Vec::new();
+            let entities = files.get(path).map(|text| document::file(text, &mut found)).unwrap_or_default();
+            problems.extend(found.into_iter().map(|problem| Problem::new(path, problem.at, problem.problem)));
+            for (id, entity) in entities {
+                seeds.take(path, &id, entity, problems);
+            }
+        }
+        for (path, text) in files.below(POLICIES) {
+            let mut found = Vec::new();
+            let parsed = document::table(text)
+                .map_err(|problem| vec![problem])
+                .and_then(|table: Object| document::parse(EntityKind::Policy, table, None));
+            match parsed {
+                Ok((id, entity)) => {
+                    policy_files.insert(id.clone(), path);
+                    seeds.take(path, &id, entity, problems);
+                }
+                Err(wrong) => found.extend(wrong),
+            }
+            problems.extend(found.into_iter().map(|problem| Problem::new(path, problem.at, problem.problem)));
+        }
+        for violation in check::violations(&seeds.tables()) {
+            let path = match violation.kind {
+                EntityKind::Organization => ORGANIZATIONS,
+                EntityKind::Plan => PLANS,
+                EntityKind::Model => MODELS,
+                EntityKind::Policy | EntityKind::Key => policy_files.get(&violation.id).copied().unwrap_or(POLICIES),
+            };
+            let item = format!("{}.{}.{}", violation.kind.plural(), violation.id, violation.at);
+            problems.push(Problem::new(path, item, violation.problem));
+        }
+        seeds
     }
 
-    /// All entities with their ids, organizations first, then models, then the policies that name them.
+    fn take(&mut self, path: &str, id: &str, entity: Entity, problems: &mut Vec<Problem>) {
+        let kind = entity.kind();
+        // The document's id was checked by its kind.
+        let there = match entity {
+            Entity::Plan(value) => id.parse().is_ok_and(|id| self.plans.insert(id, value).is_some()),
+            Entity::Organization(value) => id.parse().is_ok_and(|id| self.organizations.insert(id, value).is_some()),
+            Entity::Model(value) => id.parse().is_ok_and(|id| self.models.insert(id, value).is_some()),
+            Entity::Policy(value) => id.parse().is_ok_and(|id| self.policies.insert(id, value).is_some()),
+            Entity::Key(_) => false,
+        };
+        if there {
+            problems.push(Problem::new(path, format!("{}.{id}", kind.plural()), "another file has it, too"));
+        }
+    }
+
+    /// All entities with their ids, so that what is named comes before what names it.
     pub fn entities(&self) -> impl Iterator<Item = (&str, Entity)> {
-        let organizations = self.organizations.iter().map(|(id, e)| (id.as_str(), Entity::Organization(e.clone())));
         let models = self.models.iter().map(|(id, e)| (id.as_str(), Entity::Model(e.clone())));
+        let plans = self.plans.iter().map(|(id, e)| (id.as_str(), Entity::Plan(e.clone())));
+        let organizations = self.organizations.iter().map(|(id, e)| (id.as_str(), Entity::Organization(e.clone())));
         let policies = self.policies.iter().map(|(id, e)| (id.as_str(), Entity::Policy(e.clone())));
-        organizations.chain(models).chain(policies)
+        models.chain(plans).chain(organizations).chain(policies)
+    }
+
+    /// The seeds as control would have them.
+    fn tables(&self) -> Tables {
+        let mut tables = Tables::default();
+        for (offset, (id, entity)) in (0..).zip(self.entities()) {
+            let stamp = Stamp { change_id: String::new(), actor: String::new(), at: Timestamp::default() };
+            // Documents were parsed, so nothing is refused here.
+            if tables.apply(offset, &ControlRecord::put(id, entity, -1, stamp)).is_err() {
+                tables.pass(offset);
+            }
+        }
+        tables
     }
 
     /// The credential references of all deployments, each once.
@@ -55,159 +111,10 @@ impl Seeds {
     }
 }
 
-/// Reads a file, or says that it is missing or wrong.
-fn read<T: DeserializeOwned>(files: &Files, path: &str, problems: &mut Vec<Problem>) -> Option<T> {
-    let Some(text) = files.get(path) else {
-        problems.push(Problem::new(path, "", "the file is missing"));
-        return None;
-    };
-    match toml::from_str(text) {
-        Ok(file) => Some(file),
-        Err(e) => {
-            problems.push(Problem::new(path, "", e.to_string().trim_end()));
-            None
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct OrganizationsFile {
-    #[serde(default)]
-    organizations: Vec<OrganizationItem>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct OrganizationItem {
-    id: String,
-    name: String,
-    #[serde(default = "yes")]
-    active: bool,
-}
-
-fn yes() -> bool {
-    true
-}
-
-fn organizations(files: &Files, problems: &mut Vec<Problem>) -> BTreeMap<OrganizationId, Organization> {
-    // A topology without demonstration organizations is fine.
-    if files.get(ORGANIZATIONS).is_none() {
-        return BTreeMap::new();
-    }
-    let Some(file) = read::<OrganizationsFile>(files, ORGANIZATIONS, problems) else { return BTreeMap::new() };
-    let mut all = BTreeMap::new();
-    for item in file.organizations {
-        let at = format!("organizations.{}", item.id);
-        match OrganizationId::parse(&item.id) {
-            Err(e) => problems.push(Problem::new(ORGANIZATIONS, format!("{at}.id"), e.to_string())),
-            Ok(id) => {
-                let organization = Organization { active: item.active, ..Organization::named(&item.name) };
-                if all.insert(id, organization).is_some() {
-                    problems.push(Problem::new(ORGANIZATIONS, at, "is there more than once"));
-                }
-            }
-        }
-    }
-    all
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PolicyFile {
-    name: String,
-    #[serde(default)]
-    description: String,
-    default_tier: u8,
-    max_attempts: u32,
-    #[serde(default)]
-    fallback: Vec<String>,
-    tiers: Vec<TierItem>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TierItem {
-    tier: u8,
-    candidates: Vec<String>,
-}
-
-fn policies(
-    files: &Files,
-    models: &BTreeMap<ModelName, Model>,
-    problems: &mut Vec<Problem>,
-) -> BTreeMap<PolicyName, Policy> {
-    let known = |name: &ModelName| models.contains_key(name) || models.values().any(|m| m.aliases.contains(name));
-    let mut all = BTreeMap::new();
-    let paths: Vec<&str> = files.below(POLICIES).map(|(path, _)| path).collect();
-    for path in paths {
-        let Some(file) = read::<PolicyFile>(files, path, problems) else { continue };
-        let candidates = |names: Vec<String>, at: &str, problems: &mut Vec<Problem>| {
-            let mut parsed = Vec::with_capacity(names.len());
-            for name in names {
-                match ModelName::parse(&name) {
-                    Ok(model) if parsed.contains(&model) => {
-                        problems.push(Problem::new(path, at, format!("{name} is there more than once")));
-                    }
-                    Ok(model) if known(&model) => parsed.push(model),
-                    Ok(_) => problems.push(Problem::new(path, at, format!("{name} is no model or alias of {MODELS}"))),
-                    Err(e) => problems.push(Problem::new(path, at, e.to_string())),
-                }
-            }
-            parsed
-        };
-        let mut tiers: Vec<PolicyTier> = Vec::new();
-        for item in file.tiers {
-            let at = format!("tiers.{}", item.tier);
-            if !TIERS.contains(&item.tier) {
-                problems.push(Problem::new(path, &at, "tiers go from 1 to 4"));
-            }
-            if tiers.iter().any(|tier| tier.tier == item.tier) {
-                problems.push(Problem::new(path, &at, "is there more than once"));
-            }
-            if item.candidates.is_empty() {
-                problems.push(Problem::new(path, &at, "has no candidates; name at least one model"));
-            }
-            let candidates = candidates(item.candidates, &format!("{at}.candidates"), problems);
-            tiers.push(PolicyTier { tier: item.tier, candidates });
-        }
-        if !tiers.iter().any(|tier| tier.tier == file.default_tier) {
-            problems.push(Problem::new(path, "default_tier", format!("{} has no [[tiers]]", file.default_tier)));
-        }
-        if !(1..=100).contains(&file.max_attempts) {
-            problems.push(Problem::new(path, "max_attempts", "must be from 1 to 100"));
-        }
-        let fallback = candidates(file.fallback, "fallback", problems);
-        let policy = Policy {
-            description: file.description,
-            default_tier: file.default_tier,
-            max_attempts: file.max_attempts,
-            tiers,
-            fallback,
-        };
-        match PolicyName::parse(&file.name) {
-            Err(e) => problems.push(Problem::new(path, "name", e.to_string())),
-            Ok(name) if known_as_model(models, name.as_str()) => {
-                problems.push(Problem::new(path, "name", format!("{name} is also the name of a model")));
-            }
-            Ok(name) => {
-                if all.insert(name, policy).is_some() {
-                    problems.push(Problem::new(path, "name", "another file has the same policy"));
-                }
-            }
-        }
-    }
-    all
-}
-
-fn known_as_model(models: &BTreeMap<ModelName, Model>, name: &str) -> bool {
-    models.iter().any(|(model, m)| model.as_str() == name || m.aliases.iter().any(|alias| alias.as_str() == name))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{PicoUsd, Timestamp};
+    use crate::domain::PicoUsd;
 
     fn seeds(files: &Files) -> (Seeds, Vec<String>) {
         let mut problems = Vec::new();

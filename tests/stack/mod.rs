@@ -7,6 +7,7 @@ pub mod audit;
 mod checkpoints;
 mod compose;
 mod connections;
+mod control;
 mod detached;
 mod end_to_end;
 mod engines;

@@ -72,6 +72,11 @@ pub async fn metric(admin: &str, name: &str) -> f64 {
 
 impl Process {
     pub fn start(config: &Config, launch: Launch<'_>) -> Self {
+        Self::start_with(config, launch, &[])
+    }
+
+    /// With further variables in its environment.
+    pub fn start_with(config: &Config, launch: Launch<'_>, environment: &[(&str, &str)]) -> Self {
         let mut config = Config { instance: launch.instance.to_owned(), ..config.clone() };
         config.facade.listen.set_port(free_port().expect("a port"));
         config.admin.listen.set_port(free_port().expect("a port"));
@@ -83,6 +88,7 @@ impl Process {
         command.args(["run", "--config"]).arg(file.path());
         command.args(launch.roles.iter().flat_map(|roles| ["--roles", roles]));
         command.envs(launch.failpoint.iter().map(|failpoint| ("TOLLSTREAM_FAILPOINT", failpoint)));
+        command.envs(environment.iter().copied());
         let output = log.reopen().expect("the log");
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output).spawn().expect("tollstream runs");
         Self {

@@ -10,6 +10,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tollstream::codec::{Codec, Registry};
 use tollstream::config::Config;
+use tollstream::control::edit::Wanted;
 use tollstream::domain::ids::partition_of;
 use tollstream::domain::{OrganizationId, RequestId};
 use tollstream::node::{Node, Role};
@@ -19,7 +20,7 @@ use tollstream::records::journal::{Entry, Fact, JournalRecord};
 use tollstream::records::requests::{Chat, Request, RequestRecord};
 use tollstream::records::responses::{Frame, FrameBody, ResponseRecord, Terminal};
 use tollstream::records::{Origin, Outcome, Record, Topic};
-use tollstream::runtime::control_log::{ControlLog, Wanted};
+use tollstream::runtime::control_log::ControlLog;
 use tollstream::runtime::kafka;
 use tollstream::runtime::publisher::Publisher;
 
@@ -53,7 +54,7 @@ impl Producer {
     pub async fn add(&self, id: &str, entity: Entity) -> i64 {
         let mut log = ControlLog::open(&self.config.kafka, Arc::clone(&self.codec)).await.expect("the log");
         let publisher = Publisher::new(&self.config.kafka).expect("a producer");
-        let wanted = Wanted { id: id.to_owned(), entity, expected_version: -1 };
+        let wanted = Wanted::put(id, entity, -1);
         log.write(&publisher, vec![wanted], "test").await.expect("written");
         log.tables().offset()
     }

@@ -184,11 +184,13 @@ async fn a_key_is_made_once_and_control_holds_its_hash_only() {
     assert_eq!((id.as_str(), stored.value.organizations[0].as_str()), ("ci", "org_demo"));
     assert!(!format!("{stored:?}").contains(secret));
     let publisher = Publisher::new(&config.kafka).expect("a producer");
-    let organization = |id| OrganizationId::parse(id).expect("an id");
-    let taken = keys::create(&mut log, &publisher, &organization("org_demo"), Some("ci")).await;
-    assert!(matches!(taken, Err(keys::Error::Taken { .. })), "{taken:?}");
-    let nobody = keys::create(&mut log, &publisher, &organization("org_nobody"), None).await;
-    assert!(matches!(nobody, Err(keys::Error::NoOrganization { .. })), "{nobody:?}");
+    let of = |id| keys::of_organization(&OrganizationId::parse(id).expect("an id"));
+    let mut again = of("org_demo");
+    again.insert("id".into(), "ci".into());
+    let taken = keys::create(&mut log, &publisher, again, "test").await;
+    assert!(taken.is_err_and(|error| error.to_string().contains("key ci exists already")));
+    let nobody = keys::create(&mut log, &publisher, of("org_nobody"), "test").await;
+    assert!(nobody.is_err_and(|error| error.to_string().contains("there is no organization org_nobody")));
     assert!(log.tables().version_of(EntityKind::Key, "ci") >= 0);
 }
 

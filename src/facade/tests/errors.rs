@@ -21,7 +21,7 @@ async fn what_is_not_well_formed_or_not_allowed_is_refused_and_sends_nothing() {
     let table = [
         (chat("/v1/chat/completions").body(WHOLE), 401, "invalid_api_key", INVALID),
         (with("wrong", WHOLE), 401, "invalid_api_key", INVALID),
-        (with(PAUSED_KEY, WHOLE), 401, "invalid_api_key", INVALID),
+        (with(PAUSED_KEY, WHOLE), 401, "key_revoked", INVALID),
         (chat(&format!("/v1/chat/completions?api_key={KEY}")).body(WHOLE), 401, "invalid_api_key", INVALID),
         (with(KEY, of_globex), 403, "organization_not_covered", PERMISSION),
         (with(KEY, WHOLE).header("x-tollstream-organization", "globex"), 403, "organization_not_covered", PERMISSION),

@@ -5,6 +5,7 @@ mod catch_up;
 mod errors;
 mod lifecycle;
 mod openapi;
+mod operators;
 mod slot;
 mod streams;
 
@@ -143,6 +144,7 @@ impl Facade {
                 ..BodyTimes::DEFAULT
             },
             health: health.clone(),
+            guard: Default::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

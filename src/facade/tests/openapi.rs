@@ -45,7 +45,8 @@ async fn every_route_answers() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (health, metrics) = (facade.health.clone(), telemetry::Metrics::default());
     super::super::metrics::Metrics::register(&metrics);
-    let admin = Admin::start(admin::Options { listener, health, metrics }).unwrap();
+    let operators = super::operators::of(fixtures::tables(), None);
+    let admin = Admin::start(admin::Options { listener, health, metrics, operators }).unwrap();
     let routes = ROUTES.iter().map(|route| (facade.address, route.method, route.path));
     let routes = routes.chain(admin::ROUTES.iter().map(|route| (admin.address(), route.method, route.path)));
     for (address, method, path) in routes {

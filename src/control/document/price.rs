@@ -2,42 +2,43 @@
 
 use std::collections::BTreeSet;
 
-use serde::Deserialize;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use serde::{Deserialize, Serialize};
 
-use super::catalogue::Place;
+use super::amounts;
+use super::place::Place;
 use crate::domain::{DeploymentId, PicoUsd, Timestamp};
 use crate::records::control::{Deployment, PriceEntry};
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Item {
+pub(super) struct Document {
     effective_from: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     min_input_tokens: Option<u64>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     max_input_tokens: Option<u64>,
     input: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     cached_input: Option<String>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     cache_write: Option<String>,
     output: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     reasoning: Option<String>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     source: Option<String>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     source_read: Option<String>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     simulated: bool,
 }
 
 /// Parses the prices of one deployment and checks that every request has exactly one.
-pub(super) fn parse(items: Vec<Item>, place: &mut Place<'_>) -> Option<Vec<PriceEntry>> {
-    let entries: Vec<Option<PriceEntry>> =
-        items.into_iter().enumerate().map(|(index, item)| entry(index, item, place)).collect();
+pub(super) fn parse(documents: Vec<Document>, place: &mut Place<'_>) -> Option<Vec<PriceEntry>> {
+    let mut entries = Vec::with_capacity(documents.len());
+    for (index, document) in documents.into_iter().enumerate() {
+        entries.push(entry(document, &mut place.within(&format!("prices[{index}]"))));
+    }
     let entries: Vec<PriceEntry> = entries.into_iter().collect::<Option<_>>()?;
     if entries.is_empty() {
         place.problem("prices", "there is none; say what it costs, or mark an assumption with simulated = true");
@@ -47,49 +48,56 @@ pub(super) fn parse(items: Vec<Item>, place: &mut Place<'_>) -> Option<Vec<Price
     Some(entries)
 }
 
-fn entry(index: usize, item: Item, place: &mut Place<'_>) -> Option<PriceEntry> {
-    let key = |key: &str| format!("prices[{index}].{key}");
-    let usd = |key: &str, text: &str, place: &mut Place<'_>| {
-        let price = place.take(key, PicoUsd::per_token_from_usd_per_million(text))?;
-        if price.to_long().is_none() || price < PicoUsd::ZERO {
-            place.problem(key, format!("{text:?} is negative or too large"));
-            return None;
-        }
-        Some(price)
-    };
-    let input = usd(&key("input"), &item.input, place);
-    let output = usd(&key("output"), &item.output, place);
-    let cached_input = item.cached_input.map(|text| usd(&key("cached_input"), &text, place));
-    let cache_write = item.cache_write.map(|text| usd(&key("cache_write"), &text, place));
-    let reasoning = item.reasoning.map(|text| usd(&key("reasoning"), &text, place));
-    let moment = OffsetDateTime::parse(&item.effective_from, &Rfc3339)
-        .map_err(|_| format!("{:?} is no moment; write it like 2024-09-25T00:00:00Z", item.effective_from));
-    let moment = place.take(&key("effective_from"), moment);
-    if let (Some(min), Some(max)) = (item.min_input_tokens, item.max_input_tokens)
+fn entry(document: Document, place: &mut Place<'_>) -> Option<PriceEntry> {
+    let mut price = |key: &str, text: &str| amounts::price(key, text, place);
+    let input = price("input", &document.input);
+    let output = price("output", &document.output);
+    let cached_input = document.cached_input.map(|text| price("cached_input", &text));
+    let cache_write = document.cache_write.map(|text| price("cache_write", &text));
+    let reasoning = document.reasoning.map(|text| price("reasoning", &text));
+    let effective_from = place.take("effective_from", amounts::moment(&document.effective_from));
+    let min_input_tokens = amounts::count("min_input_tokens", document.min_input_tokens, place);
+    let max_input_tokens = amounts::count("max_input_tokens", document.max_input_tokens, place);
+    if let (Some(min), Some(max)) = (document.min_input_tokens, document.max_input_tokens)
         && min > max
     {
-        place.problem(&key("min_input_tokens"), "is more than max_input_tokens");
+        place.problem("min_input_tokens", "is more than max_input_tokens");
     }
-    match (&item.source, item.simulated) {
-        (None, false) => {
-            place.problem(&key("source"), "is missing; name the page it was read on, or say simulated = true");
-        }
-        (Some(_), true) => place.problem(&key("simulated"), "give a source or simulated = true, not both"),
+    match (&document.source, document.simulated) {
+        (None, false) => place.problem("source", "is missing; name the page it was read on, or say simulated = true"),
+        (Some(_), true) => place.problem("simulated", "give a source or simulated = true, not both"),
         _ => {}
     }
     Some(PriceEntry {
-        effective_from: Timestamp::from_millis(i64::try_from(moment?.unix_timestamp_nanos() / 1_000_000).ok()?),
-        min_input_tokens: item.min_input_tokens,
-        max_input_tokens: item.max_input_tokens,
+        effective_from: effective_from?,
+        min_input_tokens: min_input_tokens?,
+        max_input_tokens: max_input_tokens?,
         input: input?,
         // The outer `None` is a class without a price, the inner one a price that is wrong.
         cached_input: cached_input.map_or(Some(None), |price| price.map(Some))?,
         cache_write: cache_write.map_or(Some(None), |price| price.map(Some))?,
         output: output?,
         reasoning: reasoning.map_or(Some(None), |price| price.map(Some))?,
-        source: item.source,
-        source_read: item.source_read,
+        source: document.source,
+        source_read: document.source_read,
     })
+}
+
+pub(super) fn show(entry: &PriceEntry) -> Document {
+    let usd = |price: PicoUsd| PicoUsd::new(price.get().saturating_mul(1_000_000)).to_string();
+    Document {
+        effective_from: entry.effective_from.to_string(),
+        min_input_tokens: entry.min_input_tokens,
+        max_input_tokens: entry.max_input_tokens,
+        input: usd(entry.input),
+        cached_input: entry.cached_input.map(usd),
+        cache_write: entry.cache_write.map(usd),
+        output: usd(entry.output),
+        reasoning: entry.reasoning.map(usd),
+        source: entry.source.clone(),
+        source_read: entry.source_read.clone(),
+        simulated: entry.source.is_none(),
+    }
 }
 
 /// From the first moment on, every size of input must have a price, and at one moment not two.
