@@ -14,6 +14,7 @@ pub mod router;
 pub mod state;
 mod takeover;
 pub mod tenure;
+pub mod tokens;
 
 #[cfg(test)]
 mod histories;
