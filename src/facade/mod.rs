@@ -24,6 +24,7 @@ mod hub;
 mod listener;
 mod metrics;
 mod models;
+mod rate_limits;
 mod reassembly;
 mod request;
 mod requests;
