@@ -32,6 +32,10 @@ enum Command {
     Topics(cli::topics::Command),
     /// Check the invariants on the logs: exit code 0 if they hold, 1 if one is violated, 2 if it could not look
     Audit(cli::audit::Audit),
+    /// What became of a request, from the journal: exit code 0 if it was found, 1 if not, 2 if it could not look
+    Explain(cli::explain::Explain),
+    /// What the journal's calls would have cost at other prices: exit code 0, 1 if there are none, 2 if it could not look
+    Reprice(cli::reprice::Reprice),
     /// API keys
     #[command(subcommand)]
     Keys(cli::keys::Command),
@@ -67,6 +71,8 @@ async fn run(command: Command) -> ExitCode {
         Command::Topology(args) => cli::topology::run(args).await,
         Command::Topics(args) => cli::topics::run(args).await,
         Command::Audit(args) => cli::audit::run(args).await,
+        Command::Explain(args) => cli::explain::run(args).await,
+        Command::Reprice(args) => cli::reprice::run(args).await,
         Command::Keys(args) => cli::keys::run(args).await,
         Command::Simulate(args) => cli::simulate::run(args).await.map(|()| ExitCode::SUCCESS),
     };

@@ -3,8 +3,10 @@
 pub mod audit;
 pub mod connection;
 pub mod demo;
+pub mod explain;
 pub mod keys;
 pub mod output;
+pub mod reprice;
 pub mod run;
 pub mod signals;
 pub mod simulate;

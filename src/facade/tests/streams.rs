@@ -132,6 +132,9 @@ async fn streamed_whole_and_refused_answers_say_what_is_left_of_the_limits() {
         let header = |name: &str| response.headers()[&format!("x-ratelimit-{name}")].to_str().unwrap().to_owned();
         assert_eq!(["limit-requests", "remaining-requests", "reset-requests"].map(header), ["60", "59", "1s"]);
         assert_eq!(["limit-tokens", "remaining-tokens", "reset-tokens"].map(header), ["150000", "149984", "6m0s"]);
+        // A stream that is left before its end would be cancelled.
+        facade.frame(&asked, completed(1, 1));
+        response.text().await.unwrap();
     }
 }
 
