@@ -27,7 +27,7 @@ use crate::records::journal::{Commit, Entry, Fact, JournalRecord};
 use crate::records::requests::{Chat, Request, RequestRecord};
 use crate::records::responses::ResponseRecord;
 
-/// Longest body that is read and counted at once: that takes 0.1 ms of usual text (docs/PERFORMANCE.md). A longer one is read
+/// Longest body that is read and counted at once: that takes 0.14 ms of English (docs/PERFORMANCE.md). A longer one is read
 /// on another thread, and its partition's records wait for it in order.
 const READ_AT_ONCE_BYTES_MAX: usize = 4 << 10;
 /// Records of one partition that may wait (for a schema, a dead letter, the producer) before it is paused.
