@@ -7,6 +7,7 @@ pub mod codec;
 pub mod config;
 pub mod control;
 pub mod domain;
+pub mod explain;
 pub mod facade;
 pub mod failpoint;
 pub mod node;
@@ -16,6 +17,7 @@ pub mod provider;
 #[cfg(test)]
 mod random;
 pub mod records;
+pub mod reprice;
 pub mod runtime;
 pub mod simulate;
 pub mod sink;

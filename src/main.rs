@@ -40,6 +40,10 @@ enum Command {
     /// Who pays
     #[command(subcommand)]
     Organizations(cli::control::Command<cli::control::OrganizationFields>),
+    /// What became of a request, from the journal: exit code 0 if it was found, 1 if not, 2 if it could not look
+    Explain(cli::explain::Explain),
+    /// What the journal's calls would have cost at other prices: exit code 0, 1 if there are none, 2 if it could not look
+    Reprice(cli::reprice::Reprice),
     /// API keys
     #[command(subcommand)]
     Keys(Box<cli::control::keys::Command>),
@@ -90,6 +94,8 @@ async fn run(command: Command) -> ExitCode {
         Command::Models(args) => cli::control::run(args).await,
         Command::Policies(args) => cli::control::run(args).await,
         Command::Apply(args) => cli::control::apply::run(args).await,
+        Command::Explain(args) => cli::explain::run(args).await,
+        Command::Reprice(args) => cli::reprice::run(args).await,
         Command::Simulate(args) => cli::simulate::run(args).await.map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {

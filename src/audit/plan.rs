@@ -101,9 +101,9 @@ impl Plan {
         }
         let mut committed = if scope.to.is_none() { asker.committed(&audited)? } else { BTreeMap::new() };
         let responses = asker.watermarks(Topic::Responses, &all)?;
-        let responses = asker.within(Topic::Responses, responses, scope)?;
+        let responses = asker.within(Topic::Responses, responses, scope.from, scope.to)?;
         let kept = asker.watermarks(Topic::Journal, &audited)?;
-        let journal = asker.within(Topic::Journal, kept.clone(), scope)?;
+        let journal = asker.within(Topic::Journal, kept.clone(), scope.from, scope.to)?;
         // After the journal: what its commits used is there.
         let control = asker.watermarks(Topic::Control, &[0])?.remove(&0).unwrap_or(0..0);
         let control = Extent { topic: Topic::Control, partition: 0, offsets: control };
@@ -158,6 +158,33 @@ pub fn of_organization(reader: &Reader, organization: &OrganizationId) -> Result
     Ok((whole(Topic::Journal, partition)?, whole(Topic::Control, 0)?))
 }
 
+/// What of the journal is read for a range of time, in the partition of one organization or in all: from the tenure on that
+/// was in force then, so that it is known which commits count.
+///
+/// # Errors
+/// When the broker cannot be asked, or there is no journal.
+pub fn journal(
+    reader: &Reader,
+    organization: Option<&OrganizationId>,
+    from: Option<Timestamp>,
+    to: Option<Timestamp>,
+) -> Result<Vec<Extent>, Error> {
+    let asker = Asker { reader, consumer: reader.consumer(GROUP)? };
+    let partitions = asker.partitions(Topic::Journal)?;
+    let wanted = match organization {
+        Some(organization) => vec![partition_of(organization.as_str(), partitions)],
+        None => (0..partitions as i32).collect(),
+    };
+    let kept = asker.watermarks(Topic::Journal, &wanted)?;
+    let mut extents = Vec::with_capacity(kept.len());
+    for (partition, offsets) in asker.within(Topic::Journal, kept.clone(), from, to)? {
+        let low = kept.get(&partition).map_or(0, |kept| kept.start);
+        let start = asker.tenure_at(partition, &offsets)?.clamp(low, offsets.start);
+        extents.push(Extent { topic: Topic::Journal, partition, offsets: start..offsets.end });
+    }
+    Ok(extents)
+}
+
 struct Asker<'a> {
     reader: &'a Reader,
     consumer: BaseConsumer,
@@ -210,14 +237,20 @@ impl Asker<'_> {
     }
 
     /// What of the topic is in the range of time.
-    fn within(&self, topic: Topic, mut offsets: Offsets, scope: &Scope) -> Result<Offsets, Error> {
+    fn within(
+        &self,
+        topic: Topic,
+        mut offsets: Offsets,
+        from: Option<Timestamp>,
+        to: Option<Timestamp>,
+    ) -> Result<Offsets, Error> {
         let partitions: Vec<i32> = offsets.keys().copied().collect();
-        if let Some(to) = scope.to {
+        if let Some(to) = to {
             for (partition, offset) in self.at(topic, &partitions, to)? {
                 offsets.entry(partition).and_modify(|range| range.end = offset.clamp(range.start, range.end));
             }
         }
-        if let Some(from) = scope.from {
+        if let Some(from) = from {
             let found = self.at(topic, &partitions, from)?;
             for (partition, range) in &mut offsets {
                 let start = found.get(partition).copied().unwrap_or(range.end);

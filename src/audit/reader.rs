@@ -3,7 +3,7 @@
 //! What is remembered for the frames is bounded: when more requests than [`REMEMBERED_MAX`](super::plan::REMEMBERED_MAX)
 //! may have frames, they are split into parts by a hash, and journal and frames are read once for each part.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::RandomState;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
@@ -46,6 +46,9 @@ const REGISTRY_INTERVAL: Duration = Duration::from_millis(200);
 const POLL: Duration = Duration::from_millis(100);
 /// Records between two steps of the progress.
 const PROGRESS_EVERY: u64 = 1_024;
+
+/// Owners of a partition that are remembered by their tenure, the latest ones.
+const OWNERS_MAX: usize = 64;
 
 /// The checks that need a partition of `responses`; all need the journal.
 const OF_RESPONSES: [Check; 3] = [Check::I2, Check::I3, Check::I8];
@@ -99,6 +102,17 @@ pub struct Statement {
     pub state: State,
     /// The rules that are in force.
     pub tables: Tables,
+}
+
+/// An entry of the journal, as a reader of it takes it.
+#[derive(Debug)]
+pub struct Given<'a> {
+    pub offset: i64,
+    pub entry: Entry,
+    /// Whether it is an effective commit.
+    pub counts: bool,
+    /// Whose tenure it is of, if that is among the latest that were read.
+    pub owner: Option<&'a str>,
 }
 
 /// The requests of each partition of the journal that could be read.
@@ -224,6 +238,39 @@ impl Reader {
             Ok(ControlFlow::Continue(()))
         })?;
         Ok(Rules::new(records.into()))
+    }
+
+    /// Reads parts of the journal, each on a thread, and gives each entry to what `make` makes for its partition; blocks.
+    pub fn entries<T: Send>(
+        &self,
+        extents: &[Extent],
+        make: impl Fn(i32) -> T + Sync,
+        take: impl Fn(&mut T, Given<'_>) + Sync,
+    ) -> Vec<Result<T, Error>> {
+        let records: i64 = extents.iter().map(|extent| extent.offsets.end - extent.offsets.start).sum();
+        self.progress.set_length(records.unsigned_abs());
+        in_parallel(extents, |extent| {
+            let (mut made, mut tenancy) = (make(extent.partition), None::<Tenancy>);
+            let mut owners = VecDeque::<(i64, String)>::new();
+            let read = |ahead: &mut Ahead| self.each_given(extent, ahead);
+            read_ahead(read, |offset, payload| {
+                let place = Place { topic: Topic::Journal, partition: extent.partition, offset };
+                let entry = self.entry(place, payload)?;
+                let tenure = match &entry {
+                    Entry::OwnershipTaken(taken) => {
+                        owners.truncate(OWNERS_MAX - 1);
+                        owners.push_front((offset, taken.owner.clone()));
+                        offset
+                    }
+                    Entry::Commit(commit) => commit.tenure,
+                };
+                let counts = tenancy.get_or_insert_with(|| beginning(&entry)).accept(offset, &entry);
+                let owner = owners.iter().find(|(of, _)| *of == tenure).map(|(_, owner)| owner.as_str());
+                take(&mut made, Given { offset, entry, counts, owner });
+                Ok(())
+            })?;
+            Ok(made)
+        })
     }
 
     /// What the checkpoints of a partition vouch for.
@@ -370,6 +417,14 @@ impl Reader {
                 decoded => return decoded,
             }
         }
+    }
+}
+
+/// What is in force at the first entry that there is: where retention took the tenure's beginning, what the entry says.
+fn beginning(first: &Entry) -> Tenancy {
+    match first {
+        Entry::OwnershipTaken(_) => Tenancy::VACANT,
+        Entry::Commit(commit) => Tenancy { tenure: Some(commit.tenure), next_sequence: commit.sequence },
     }
 }
 

@@ -22,11 +22,12 @@ use crate::audit::reader::{Reader, Report};
 use crate::audit::{Check, Finding, Seen, Verdict};
 use crate::causes::causes;
 use crate::codec::{Codec, Registry};
+use crate::config::Config;
 use crate::domain::Timestamp;
 use crate::runtime::clock;
 
 /// The exit code when it could not look: neither 0 (holds) nor 1 (violated).
-const COULD_NOT_LOOK: u8 = 2;
+pub(super) const COULD_NOT_LOOK: u8 = 2;
 
 #[derive(Debug, Clone, Args)]
 pub struct Audit {
@@ -158,19 +159,20 @@ async fn audit(arguments: &Audit) -> anyhow::Result<Report> {
         },
         now: to.map_or(now, |to| to.min(now)),
     };
-    let registry = Registry::new(&config.registry, &config.kafka.topic_prefix)?;
-    let reader = Reader {
-        kafka: config.kafka,
-        codec: Arc::new(Codec::reader(registry)),
-        handle: Handle::current(),
-        progress: bar(),
-    };
+    let reader = reader(config)?;
     let audit = move || {
         let audited = reader.audit(&scope);
         reader.progress.finish_and_clear();
         audited
     };
     Ok(tokio::task::spawn_blocking(audit).await.context("the audit broke off")??)
+}
+
+/// A reader of the logs with a progress bar.
+pub(super) fn reader(config: Config) -> anyhow::Result<Reader> {
+    let registry = Registry::new(&config.registry, &config.kafka.topic_prefix)?;
+    let codec = Arc::new(Codec::reader(registry));
+    Ok(Reader { kafka: config.kafka, codec, handle: Handle::current(), progress: bar() })
 }
 
 /// On standard error, and only if that is a terminal.

@@ -14,6 +14,9 @@ static NO_PLAN: LazyLock<(Plan, Calendar)> = LazyLock::new(Default::default);
 pub struct Terms<'a> {
     pub organization: &'a Organization,
     pub plan: &'a Plan,
+    /// The organization's plan is not there, so nobody knows what it may do. Control refuses to delete one that is in use; two
+    /// changes at once can lead here.
+    pub lacks_plan: bool,
     pub calendar: &'a Calendar,
     /// Of all requests of the organization.
     pub limits: Limits,
@@ -26,9 +29,9 @@ impl Tables {
     /// The terms of an organization's request with a key; `None` for an organization that control does not have.
     pub fn terms(&self, organization: &OrganizationId, key: Option<&KeyId>) -> Option<Terms<'_>> {
         let organization = &self.organization(organization)?.value;
-        // A plan that is gone again allows what none allows: control refuses to delete one that is in use.
-        let plan = organization.plan.as_ref().and_then(|name| self.plans.get(name));
-        let (plan, calendar) = match plan {
+        let plan = organization.plan.as_ref().map(|name| self.plans.get(name));
+        let lacks_plan = matches!(plan, Some(None));
+        let (plan, calendar) = match plan.flatten() {
             Some(terms) => (&terms.value.plan, &terms.value.calendar),
             None => (&NO_PLAN.0, &NO_PLAN.1),
         };
@@ -36,6 +39,7 @@ impl Tables {
         Some(Terms {
             organization,
             plan,
+            lacks_plan,
             calendar,
             limits: organization.limits.or(plan.limits),
             spend: organization.spend.or(plan.budget.spend),

@@ -9,6 +9,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use serde::Serialize;
 
+use super::rate_limits;
 use super::reassembly::Fault;
 use crate::control::edit;
 use crate::domain::{KeyId, OrganizationId, RequestId, Timestamp};
@@ -17,10 +18,14 @@ use crate::records::Outcome;
 use crate::records::responses::{ApiError, Terminal};
 
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// OpenAI's SDKs repeat a request after many errors, unless this says otherwise.
+pub const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
 /// When a refused client may come back, where nothing better is known.
 const RETRY_MS: u64 = 1_000;
+/// The code of an error that waiting does not help against: a budget is used up.
+const INSUFFICIENT_QUOTA: &str = "insufficient_quota";
 /// nginx's status for a request that its client ended; nobody reads it, but it is counted.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
@@ -328,6 +333,12 @@ pub fn response(error: &ApiError, request_id: &RequestId) -> Response {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1_000)));
         headers.insert(RETRY_AFTER_MS, HeaderValue::from(ms));
     }
+    if let Some(limits) = &error.rate_limits {
+        rate_limits::insert(headers, limits);
+    }
+    if error.code == INSUFFICIENT_QUOTA {
+        headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+    }
     response
 }
 
@@ -349,6 +360,7 @@ pub fn value(text: &str) -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::records::responses::{RateLimit, RateLimits};
 
     #[test]
     fn a_refusal_has_openais_shape() {
@@ -367,6 +379,29 @@ mod tests {
         assert_eq!(response.headers()["retry-after"], "1");
         assert_eq!(response.headers()["retry-after-ms"], "1000");
         assert_eq!(response.headers()["x-request-id"], "r1");
+    }
+
+    #[test]
+    fn who_is_over_a_limit_hears_how_much_is_left_and_who_is_over_a_budget_need_not_try_again() {
+        let requests = Some(RateLimit { limit: 60, remaining: 0, reset_ms: 1_000 });
+        let mut error = ApiError {
+            status: 429,
+            code: "rate_limit_exceeded".into(),
+            retry_after_ms: Some(12),
+            rate_limits: Some(Box::new(RateLimits { requests, tokens: None })),
+            ..Refusal::Internal.into()
+        };
+        let headers = |error: &ApiError| response(error, &RequestId::parse("r1").unwrap()).headers().clone();
+        let limited = headers(&error);
+        assert_eq!(limited["x-ratelimit-remaining-requests"], "0");
+        assert_eq!(limited["x-ratelimit-reset-requests"], "1s");
+        assert_eq!(
+            (&limited["retry-after"], &limited["retry-after-ms"]),
+            (&"1".parse().unwrap(), &"12".parse().unwrap())
+        );
+        assert!(!limited.contains_key(SHOULD_RETRY));
+        error.code = "insufficient_quota".into();
+        assert_eq!(headers(&error)[SHOULD_RETRY], "false");
     }
 
     #[test]

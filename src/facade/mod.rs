@@ -27,6 +27,7 @@ mod listener;
 mod metrics;
 mod models;
 pub mod operators;
+mod rate_limits;
 mod reassembly;
 mod request;
 mod requests;

@@ -7,8 +7,9 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
 
 use super::answer::Answer;
-use super::error::{self, X_REQUEST_ID, value};
+use super::error::{self, SHOULD_RETRY, X_REQUEST_ID, value};
 use super::metrics::Outcome;
+use super::rate_limits;
 use super::routes::App;
 use super::slot::Beginning;
 use crate::domain::RequestId;
@@ -20,9 +21,6 @@ const TIER_HEADER: HeaderName = HeaderName::from_static("x-tollstream-tier");
 const COST_HEADER: HeaderName = HeaderName::from_static("x-tollstream-cost-usd");
 /// Set when the answer is the one to an earlier, equal request; named as others name it.
 const REPLAYED_HEADER: HeaderName = HeaderName::from_static("idempotent-replayed");
-
-/// OpenAI's SDKs repeat a request after many errors, unless this says otherwise.
-const SHOULD_RETRY_HEADER: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// Status and headers, as soon as they are known.
 pub async fn respond(app: &App, id: &RequestId, mut answer: Answer, stream: bool, began: Instant) -> Response {
@@ -46,7 +44,7 @@ pub async fn respond(app: &App, id: &RequestId, mut answer: Answer, stream: bool
                 response.headers_mut().insert(REPLAYED_HEADER, HeaderValue::from_static("true"));
             }
             if is_final {
-                response.headers_mut().insert(SHOULD_RETRY_HEADER, HeaderValue::from_static("false"));
+                response.headers_mut().insert(SHOULD_RETRY, HeaderValue::from_static("false"));
             }
             response
         }
@@ -88,5 +86,9 @@ fn who_answers(headers: &mut HeaderMap, id: &RequestId, head: Option<Head>, repl
         headers.insert(MODEL_HEADER, value(head.model.as_str()));
         headers.insert(DEPLOYMENT_HEADER, value(head.deployment.as_str()));
         headers.insert(TIER_HEADER, HeaderValue::from(u16::from(head.tier)));
+        // What was left when an earlier request was admitted says nothing about now.
+        if let Some(limits) = head.rate_limits.filter(|_| !replayed) {
+            rate_limits::insert(headers, &limits);
+        }
     }
 }

@@ -137,6 +137,9 @@ fn admit(
     let terms = context.control.terms(&chat.organization, chat.key_id.as_ref());
     let terms = terms.filter(|terms| terms.organization.active);
     let terms = terms.ok_or_else(|| refusal::unknown_organization(chat.organization.as_str()))?;
+    if terms.lacks_plan {
+        return Err(refusal::plan_missing(chat.organization.as_str()).into());
+    }
     let content = content.as_ref().map_err(|e| refusal::invalid_request(e.to_string()))?;
     request.stream = content.stream;
     let named = chat.model.as_ref().map(|m| m.as_str().to_owned()).or_else(|| content.model.clone());

@@ -18,6 +18,7 @@ pub mod router;
 pub mod state;
 mod takeover;
 pub mod tenure;
+pub mod tokens;
 
 #[cfg(test)]
 pub(crate) mod histories;

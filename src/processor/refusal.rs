@@ -128,6 +128,14 @@ pub fn no_budget(who: &str, account: &str, period: &str, wanted: PicoUsd, left: 
     Box::new(Refusal { error, limit: Some(format!("{account}.{period}")) })
 }
 
+/// The plan that the organization names is not there.
+pub fn plan_missing(organization: &str) -> ApiError {
+    let message = format!(
+        "the plan of organization {organization:?} does not exist any more; its operator has to give it another"
+    );
+    error(403, "invalid_request_error", "plan_missing", message)
+}
+
 /// The plan does not have the model.
 pub fn model_not_allowed(model: &str) -> ApiError {
     let message =

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+pub use self::openai::CapName;
 pub use self::transport::{Answer, AnswerStream, Transport, Whole};
 
 use crate::config::Secret;
@@ -25,6 +26,8 @@ pub struct Call {
     pub stream: bool,
     /// Whether the client asked for usage in its stream; it is asked of the provider in any case.
     pub include_usage: bool,
+    /// The provider is told this cap of the tokens of each choice, or a lower one of the client's.
+    pub output_cap: Option<u64>,
     /// What is left until the deadline.
     pub timeout: Duration,
 }
@@ -36,6 +39,8 @@ pub struct Upstream {
     pub base_url: String,
     /// The model's name there.
     pub model: String,
+    /// What a cap of the answer's tokens is called there.
+    pub cap_name: CapName,
     pub credential: Option<Secret>,
 }
 

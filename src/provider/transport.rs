@@ -10,7 +10,7 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY
 use reqwest::{Client, Response};
 use tokio::time::{Instant, timeout_at};
 
-use super::openai::{self, Identity, StreamDecoder};
+use super::openai::{self, Identity, OutputCap, StreamDecoder, Wanted};
 use super::{Call, Failure, FailureClass, Summary};
 use crate::config::{Providers, millis};
 use crate::runtime::clock;
@@ -122,7 +122,9 @@ impl Transport {
     }
 
     async fn send(&self, call: &Call) -> Result<Response, Failure> {
-        let body = openai::request(&call.body, &call.upstream.model, call.stream)?;
+        let output_cap = call.output_cap.map(|tokens| OutputCap { tokens, name: call.upstream.cap_name });
+        let wanted = Wanted { upstream_model: &call.upstream.model, stream: call.stream, output_cap };
+        let body = openai::request(&call.body, &wanted)?;
         let url = format!("{}/chat/completions", call.upstream.base_url.trim_end_matches('/'));
         let json = HeaderValue::from_static("application/json");
         let mut request = self.client.post(url).header(CONTENT_TYPE, json).body(body);

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::config::Secret;
 use crate::domain::{ModelName, RequestId};
-use crate::provider::Upstream;
+use crate::provider::{CapName, Upstream};
 use crate::simulate::{Behavior, Options, Server};
 
 /// No test waits longer for anything.
@@ -32,10 +32,16 @@ fn call(base_url: &str, stream: bool, rest: &str) -> Call {
     Call {
         request_id: RequestId::parse("r1").unwrap(),
         model: ModelName::parse("gpt-4o").unwrap(),
-        upstream: Upstream { base_url: base_url.to_owned(), model: "up/model".into(), credential: None },
+        upstream: Upstream {
+            base_url: base_url.to_owned(),
+            model: "up/model".into(),
+            cap_name: CapName::MaxTokens,
+            credential: None,
+        },
         body: body.into(),
         stream,
         include_usage: true,
+        output_cap: None,
         timeout: PATIENCE,
     }
 }
@@ -89,6 +95,31 @@ async fn a_whole_answer_comes_with_its_usage() {
     assert_eq!((usage.total_input(), usage.output, usage.cached_input), (Some(9), Some(6), Some(0)));
     assert_eq!(whole.summary.finish_reason.as_deref(), Some("length"));
     assert_eq!(whole.summary.text_bytes, answer["choices"][0]["message"]["content"].as_str().unwrap().len() as u64);
+}
+
+#[tokio::test]
+async fn a_provider_stops_at_the_cap_that_the_gateway_sets() {
+    let server = simulator().await;
+    let table = [
+        (CapName::MaxTokens, "", 4, 4),
+        (CapName::MaxCompletionTokens, "", 4, 4),
+        (CapName::MaxTokens, r#","max_tokens":3"#, 4, 3),
+        (CapName::MaxTokens, r#","max_tokens":9000"#, 4, 4),
+        (CapName::MaxTokens, r#","max_completion_tokens":9000"#, 4, 4),
+        (CapName::MaxCompletionTokens, r#","max_tokens":9000,"max_completion_tokens":9000"#, 4, 4),
+    ];
+    for (cap_name, rest, cap, tokens) in table {
+        for stream in [false, true] {
+            let mut call = call(&server.base_url(), stream, rest);
+            (call.upstream.cap_name, call.output_cap) = (cap_name, Some(cap));
+            let summary = match transport(|_| {}).call(&call).await.unwrap() {
+                Answer::Whole(whole) => whole.summary,
+                stream => collected(stream).await.2,
+            };
+            assert_eq!(summary.finish_reason.as_deref(), Some("length"), "{cap_name:?} {rest} {stream}");
+            assert_eq!(summary.usage.unwrap().output, Some(tokens), "{cap_name:?} {rest} {stream}");
+        }
+    }
 }
 
 #[tokio::test]

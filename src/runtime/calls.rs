@@ -19,7 +19,7 @@ use crate::failpoint::{Failpoint, reached};
 use crate::processor::ProviderCall;
 use crate::processor::inference::{AttemptEnd, AttemptReport};
 use crate::provider::transport::{Answer, AnswerStream, Transport};
-use crate::provider::{Call, Failure, FailureClass, Summary, Upstream};
+use crate::provider::{Call, CapName, Failure, FailureClass, Summary, Upstream};
 use crate::records::Topic;
 use crate::records::control::NO_CREDENTIAL;
 use crate::records::journal::AttemptProgressed;
@@ -80,9 +80,9 @@ impl Calls {
     /// # Errors
     /// When the deployment's credential is not in the environment: a call without it could only be refused.
     fn upstream(&self, call: &ProviderCall) -> Result<(Upstream, bool), Failure> {
-        let model = call.upstream_model.clone();
+        let (model, cap_name) = (call.upstream_model.clone(), CapName::at(&call.base_url));
         if let Some(url) = self.simulator(&call.credential) {
-            return Ok((Upstream { base_url: url.to_owned(), model, credential: None }, true));
+            return Ok((Upstream { base_url: url.to_owned(), model, cap_name, credential: None }, true));
         }
         let credential = self.providers.environment.get(&call.credential).cloned();
         match credential {
@@ -98,7 +98,7 @@ impl Calls {
                 let message = format!("the gateway has no credential for deployment {}", call.head.deployment);
                 Err(Failure::new(FailureClass::Configuration, message))
             }
-            credential => Ok((Upstream { base_url: call.base_url.clone(), model, credential }, false)),
+            credential => Ok((Upstream { base_url: call.base_url.clone(), model, cap_name, credential }, false)),
         }
     }
 
@@ -126,6 +126,7 @@ impl Calls {
                     body,
                     stream: call.stream,
                     include_usage: call.include_usage,
+                    output_cap: call.output_cap,
                     timeout,
                 };
                 pump.answer(&request, &cancelled).await

@@ -8,6 +8,7 @@ use crate::config::Secret;
 /// What is kept of the hash, in bytes.
 const BYTES: usize = 16;
 
+#[derive(Clone)]
 pub struct Fingerprints {
     keyed: Hmac<Sha256>,
 }

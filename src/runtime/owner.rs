@@ -15,18 +15,21 @@ use super::clock;
 use super::publisher::{self, Outgoing};
 use super::restore::Takeover;
 use super::room::Hold;
-use super::shell::{Shell, Tag};
+use super::shell::{Reading, Shell, Tag};
 use crate::codec;
 use crate::domain::ids::partition_of;
 use crate::domain::{OrganizationId, RequestKey, Timestamp};
 use crate::failpoint::{Failpoint, reached};
 use crate::processor::tenure::{Circumstances, Gap, Tenure};
-use crate::processor::{Command, Input, ProviderCall, content, key_of, terminal_again};
+use crate::processor::{Command, Input, ProviderCall, key_of, terminal_again};
 use crate::records::dead_letters::{DeadLetter, Source};
 use crate::records::journal::{Commit, Entry, Fact, JournalRecord};
-use crate::records::requests::{Request, RequestRecord};
+use crate::records::requests::{Chat, Request, RequestRecord};
 use crate::records::responses::ResponseRecord;
 
+/// Longest body that is read and counted at once: that takes 0.14 ms of English (docs/PERFORMANCE.md). A longer one is read
+/// on another thread, and its partition's records wait for it in order.
+const READ_AT_ONCE_BYTES_MAX: usize = 4 << 10;
 /// Records of one partition that may wait (for a schema, a dead letter, the producer) before it is paused.
 const HELD_RECORDS_MAX: usize = 1_000;
 /// Bytes of records of one partition that may wait before it is paused.
@@ -76,16 +79,27 @@ struct Held {
     at: Timestamp,
     key: Option<Vec<u8>>,
     payload: Vec<u8>,
+    /// Bytes of its body, which is in memory a second time while it is read.
+    body_bytes: usize,
 }
 
 impl Held {
     fn of(record: Record<'_>) -> Self {
         let (key, payload) = (record.key.map(<[u8]>::to_vec), record.payload.to_vec());
-        Self { offset: record.offset, at: record.at, key, payload }
+        Self { offset: record.offset, at: record.at, key, payload, body_bytes: 0 }
+    }
+
+    /// Waits for this.
+    fn before(self, obstacle: &Obstacle) -> Self {
+        let body_bytes = match obstacle {
+            Obstacle::Reading(chat, _) => chat.body.len(),
+            Obstacle::Schema(..) | Obstacle::Disposal(_) => 0,
+        };
+        Self { body_bytes, ..self }
     }
 
     fn bytes(&self) -> usize {
-        self.payload.len() + self.key.as_ref().map_or(0, Vec::len)
+        self.payload.len() + self.key.as_ref().map_or(0, Vec::len) + self.body_bytes
     }
 
     fn record(&self) -> Record<'_> {
@@ -127,6 +141,8 @@ impl Waiting {
 enum Obstacle {
     /// Its schema is being fetched, by this task.
     Schema(u32, AbortHandle),
+    /// Its body is long, and is being read by this task.
+    Reading(Box<Chat>, AbortHandle),
     /// It is being put elsewhere; then it is skipped for this reason.
     Disposal(&'static str),
 }
@@ -264,11 +280,13 @@ impl Owner {
             return Ok(());
         }
         match self.decide_record(shell, record)? {
-            Taken::Decided => return Ok(()),
-            Taken::Waits(obstacle) => self.obstacle = Some(obstacle),
-            Taken::Later => {}
+            Taken::Decided => {}
+            Taken::Waits(obstacle) => {
+                self.held.push_back(Held::of(record).before(&obstacle));
+                self.obstacle = Some(obstacle);
+            }
+            Taken::Later => self.held.push_back(Held::of(record)),
         }
-        self.held.push_back(Held::of(record));
         Ok(())
     }
 
@@ -349,6 +367,25 @@ impl Owner {
         self.decide_held(shell)
     }
 
+    /// The long body of the first held record was read.
+    ///
+    /// # Errors
+    /// Also when the reading broke off: the next tenure puts the record aside.
+    pub fn understood(&mut self, shell: &mut Shell, reading: Option<Reading>) -> Result<(), Lost> {
+        // Whoever has the partition next reads it again.
+        if self.draining || !matches!(self.obstacle, Some(Obstacle::Reading(..))) {
+            return Ok(());
+        }
+        let Some(Obstacle::Reading(chat, _)) = self.obstacle.take() else { return Ok(()) };
+        let Some(held) = self.held.pop_front() else { return Ok(()) };
+        let reading = reading.ok_or_else(|| Lost::Unwritable {
+            source_offset: Some(held.offset),
+            detail: "its body could not be read to the end".to_owned(),
+        })?;
+        self.decide_chat(shell, (held.offset, held.at), &chat, reading)?;
+        self.decide_held(shell)
+    }
+
     /// News of a provider call.
     pub fn reported(&mut self, shell: &mut Shell, report: Report) -> Result<(), Lost> {
         let input = match report {
@@ -412,8 +449,9 @@ impl Owner {
         for call in self.calls.values() {
             call.abort.abort();
         }
-        if let Some(Obstacle::Schema(_, learning)) = &self.obstacle {
-            learning.abort();
+        match &self.obstacle {
+            Some(Obstacle::Schema(_, task) | Obstacle::Reading(_, task)) => task.abort(),
+            Some(Obstacle::Disposal(_)) | None => {}
         }
         for (key, body) in &self.bodies {
             shell.load.dropped(&key.organization, body.len());
@@ -427,14 +465,16 @@ impl Owner {
         while self.may_decide() && !self.draining {
             let Some(held) = self.held.pop_front() else { return Ok(()) };
             match self.decide_record(shell, held.record())? {
-                Taken::Decided => continue,
-                Taken::Waits(obstacle) => self.obstacle = Some(obstacle),
+                Taken::Decided => {}
+                Taken::Waits(obstacle) => {
+                    self.held.push_front(held.before(&obstacle));
+                    self.obstacle = Some(obstacle);
+                }
                 Taken::Later => {
                     self.held.push_front(held);
                     return Ok(());
                 }
             }
-            self.held.push_front(held);
         }
         Ok(())
     }
@@ -475,20 +515,32 @@ impl Owner {
             shell.metrics.misplaced.inc();
             return Ok(Taken::Waits(Obstacle::Disposal("misplaced")));
         }
-        match &request {
+        match request {
+            Request::Chat(chat) if chat.body.len() > READ_AT_ONCE_BYTES_MAX => {
+                let reading = shell.read(chat.body.clone(), self.epoch);
+                return Ok(Taken::Waits(Obstacle::Reading(chat, reading)));
+            }
             Request::Chat(chat) => {
-                let content = content::read(&chat.body);
-                let fingerprint = Some(shell.fingerprints.of(&chat.body));
-                let (source_offset, received_at) = (record.offset, record.at);
-                let input = Input::Chat { source_offset, received_at, chat, content, fingerprint };
-                self.decide(shell, &input, record.at, Some(&chat.body))?;
+                let reading = Reading::of(&chat.body, &shell.fingerprints);
+                self.decide_chat(shell, (record.offset, record.at), &chat, reading)?;
             }
             Request::Cancel(cancel) => {
-                let input = Input::Cancel { source_offset: record.offset, received_at: record.at, cancel };
+                let input = Input::Cancel { source_offset: record.offset, received_at: record.at, cancel: &cancel };
                 self.decide(shell, &input, record.at, None)?;
             }
         }
         Ok(Taken::Decided)
+    }
+
+    fn decide_chat(
+        &mut self,
+        shell: &mut Shell,
+        (source_offset, received_at): (i64, Timestamp),
+        chat: &Chat,
+        Reading { content, fingerprint }: Reading,
+    ) -> Result<(), Lost> {
+        let input = Input::Chat { source_offset, received_at, chat, content, fingerprint: Some(fingerprint) };
+        self.decide(shell, &input, received_at, Some(&chat.body))
     }
 
     fn elsewhere(&self, shell: &Shell, organization: &OrganizationId) -> Option<i32> {

@@ -28,13 +28,13 @@ use super::owner::{Lost, Owner, Record};
 use super::publisher::{Deliveries, Delivery, Publisher};
 use super::restore::{self, Restore, Takeover};
 use super::room::Room;
-use super::shell::{Kept, Learned, Load, ProcessorMetrics, Shell, Tag, Topics};
+use super::shell::{Kept, Learned, Load, ProcessorMetrics, Shell, Tag, Topics, Understood, readings};
 use super::stillness::Stillness;
 use crate::codec::Codec;
 use crate::config::{self, millis};
 use crate::domain::ids::partition_of;
 use crate::failpoint::{Failpoint, reached};
-use crate::processor::Bounds;
+use crate::processor::{Bounds, tokens};
 use crate::provider::transport::Transport;
 use crate::records::Topic;
 use crate::telemetry::Metrics;
@@ -55,6 +55,8 @@ pub enum Error {
     Member(#[from] member::Error),
     #[error("processor: {0}")]
     Transport(String),
+    #[error("processor: the tokenizer's table cannot be read: {0}")]
+    Tokenizer(String),
 }
 
 /// What the shard is made of.
@@ -79,6 +81,7 @@ struct Round<'a> {
     reports: Vec<Report>,
     restored: Vec<Restored>,
     learned: Vec<Learned>,
+    understood: Vec<Understood>,
     kept: Vec<Kept>,
     records: Vec<BorrowedMessage<'a>>,
     errors: Vec<KafkaError>,
@@ -90,6 +93,7 @@ struct Round<'a> {
 struct Channels {
     reports: mpsc::Receiver<Report>,
     learned: mpsc::Receiver<Learned>,
+    understood: mpsc::Receiver<Understood>,
     kept: mpsc::Receiver<Kept>,
     restored: mpsc::Receiver<Restored>,
 }
@@ -127,6 +131,7 @@ struct Shard {
 /// Runs the processor until `cancel`, then finishes what is under way within the configured bound.
 pub async fn run(options: Options) -> Result<(), Error> {
     let transport = Transport::new(&options.config.providers).map_err(|e| Error::Transport(e.to_string()))?;
+    tokio::task::spawn_blocking(tokens::load).await.map_err(|e| Error::Tokenizer(e.to_string()))?;
     let kafka = options.config.kafka.clone();
     let requests = kafka::topic_name(&kafka, Topic::Requests);
     let client = kafka::member(&kafka, kafka::hot_consumer(&kafka, "processor"), &options.config.instance);
@@ -173,6 +178,7 @@ fn poll_round<'a>(
     let _ = channels.reports.poll_recv_many(cx, &mut round.reports, ROUND_MAX);
     let _ = channels.restored.poll_recv_many(cx, &mut round.restored, ROUND_MAX);
     let _ = channels.learned.poll_recv_many(cx, &mut round.learned, ROUND_MAX);
+    let _ = channels.understood.poll_recv_many(cx, &mut round.understood, ROUND_MAX);
     let _ = channels.kept.poll_recv_many(cx, &mut round.kept, ROUND_MAX);
     while round.records.len() < ROUND_MAX {
         match Pin::new(&mut *stream).poll_next(cx) {
@@ -194,6 +200,7 @@ impl Round<'_> {
             && self.reports.is_empty()
             && self.restored.is_empty()
             && self.learned.is_empty()
+            && self.understood.is_empty()
             && self.kept.is_empty()
             && self.records.is_empty()
             && self.errors.is_empty()
@@ -213,6 +220,7 @@ impl Shard {
         let Options { config, partitions, codec, publisher, control, health, metrics, .. } = options;
         let (reports, reports_in) = mpsc::channel(config.processor.calls_max.max(1));
         let (learned, learned_in) = mpsc::channel(partitions.max(1) as usize);
+        let (understood, understood_in) = mpsc::channel(partitions.max(1) as usize);
         let (kept, kept_in) = mpsc::channel(partitions.max(1) as usize);
         let (restored, restored_in) = mpsc::channel(partitions.max(1) as usize);
         let counters = ProcessorMetrics::register(&metrics);
@@ -226,6 +234,8 @@ impl Shard {
             deliveries,
             reports,
             learned,
+            understood,
+            readings: readings(),
             kept,
             tasks: JoinSet::new(),
             topics: Topics {
@@ -289,7 +299,14 @@ impl Shard {
             offsets_due: Instant::now(),
             config,
         };
-        (shard, Channels { reports: reports_in, learned: learned_in, kept: kept_in, restored: restored_in })
+        let channels = Channels {
+            reports: reports_in,
+            learned: learned_in,
+            understood: understood_in,
+            kept: kept_in,
+            restored: restored_in,
+        };
+        (shard, channels)
     }
 
     /// One round: acknowledgements first, since they free what the rest waits for.
@@ -309,6 +326,11 @@ impl Shard {
         for (id, epoch, outcome) in round.learned {
             if let Some(partition) = self.epochs.get(&epoch).copied() {
                 self.with_owner(partition, |owner, shell| owner.learned(shell, id, &outcome));
+            }
+        }
+        for (epoch, reading) in round.understood {
+            if let Some(partition) = self.epochs.get(&epoch).copied() {
+                self.with_owner(partition, |owner, shell| owner.understood(shell, reading));
             }
         }
         for (epoch, slots, outcome) in round.kept {

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::calls::{Calls, Report};
@@ -23,6 +24,7 @@ use crate::codec::{self, Codec};
 use crate::domain::{OrganizationId, RequestId};
 use crate::failpoint::{Failpoint, reached};
 use crate::processor::checkpoint::Cut;
+use crate::processor::content::{self, Content};
 use crate::processor::{Bounds, Capacity};
 use crate::records::Outcome;
 use crate::records::dead_letters::DeadLetter;
@@ -31,6 +33,9 @@ use crate::telemetry::Metrics;
 /// Waits between two questions for a schema: first, and at the most.
 const LEARN_RETRY_MIN: Duration = Duration::from_millis(100);
 const LEARN_RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// Long bodies that are read and counted at once in this process, each on a thread of its own.
+const READINGS_MAX: usize = 2;
 
 /// What an acknowledgement is for; the number that comes back is the tenure's epoch and this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +68,24 @@ pub struct Topics {
 /// A schema that was asked for: its id, the epoch that asked, and what came of it.
 pub type Learned = (u32, u64, Result<(), codec::Error>);
 
+/// What a long body says: the epoch that asked, and the reading; `None` when its thread broke off.
+pub type Understood = (u64, Option<Reading>);
+
+/// A body that was read.
+#[derive(Debug)]
+pub struct Reading {
+    pub content: Result<Content, content::Error>,
+    /// Keyed hash of it.
+    pub fingerprint: String,
+}
+
+impl Reading {
+    /// Takes time in proportion to the body, nearly all of it to count its tokens.
+    pub fn of(body: &[u8], fingerprints: &Fingerprints) -> Self {
+        Self { content: content::read(body), fingerprint: fingerprints.of(body) }
+    }
+}
+
 /// What became of a checkpoint: the epoch that kept it, its slots, and the offset of the journal that it holds.
 pub type Kept = (u64, Slots, Result<i64, checkpoints::Error>);
 
@@ -74,6 +97,8 @@ pub struct Shell {
     pub deliveries: Arc<Deliveries>,
     pub reports: mpsc::Sender<Report>,
     pub learned: mpsc::Sender<Learned>,
+    pub understood: mpsc::Sender<Understood>,
+    pub readings: Arc<Semaphore>,
     pub kept: mpsc::Sender<Kept>,
     pub tasks: JoinSet<()>,
     pub topics: Topics,
@@ -158,6 +183,23 @@ impl Shell {
         });
     }
 
+    /// Reads a long body on a thread of its own. One that has begun goes on when it is aborted; nobody gets its result
+    /// then, and it keeps its place among those that are read at once.
+    pub fn read(&mut self, body: Bytes, epoch: u64) -> AbortHandle {
+        let (fingerprints, readings) = (self.fingerprints.clone(), self.readings.clone());
+        let understood = self.understood.clone();
+        self.tasks.spawn(async move {
+            // It is never closed.
+            let Ok(place) = readings.acquire_owned().await else { return };
+            let reading = tokio::task::spawn_blocking(move || {
+                let reading = Reading::of(&body, &fingerprints);
+                drop(place);
+                reading
+            });
+            let _ = understood.send((epoch, reading.await.ok())).await;
+        })
+    }
+
     /// Fetches a schema in the background, for as long as the registry is away or until it is aborted.
     pub fn learn(&mut self, id: u32, epoch: u64) -> AbortHandle {
         let (codec, learned) = (self.codec.clone(), self.learned.clone());
@@ -176,6 +218,11 @@ impl Shell {
             let _ = learned.send((id, epoch, outcome)).await;
         })
     }
+}
+
+/// Places for the long bodies that are read at once.
+pub fn readings() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(READINGS_MAX))
 }
 
 /// Open requests of this process and the bytes of their bodies, in all and by organization.

@@ -12,6 +12,7 @@ mod detached;
 mod end_to_end;
 mod engines;
 mod evolution;
+mod explain;
 mod facade;
 mod limits;
 mod pressure;

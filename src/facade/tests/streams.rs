@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::domain::ids::partition_of;
+use crate::records::responses::{FrameBody, Head, RateLimit, RateLimits};
 use fixtures::{completed, content, failed, whole};
 use tokio::io::AsyncReadExt as _;
 
@@ -93,6 +94,48 @@ async fn a_streamed_answer_is_these_headers_and_bytes() {
     facade.frame(&asked, completed(1, 2));
     assert_eq!(response.text().await.unwrap(), "data: [DONE]\n\n");
     assert!(facade.sent.try_recv().is_err(), "an answer that is whole cancels nothing");
+}
+
+#[tokio::test]
+async fn streamed_whole_and_refused_answers_say_what_is_left_of_the_limits() {
+    let limits = RateLimits {
+        requests: Some(RateLimit { limit: 60, remaining: 59, reset_ms: 1_000 }),
+        tokens: Some(RateLimit { limit: 150_000, remaining: 149_984, reset_ms: 360_000 }),
+    };
+    let limited = || Some(Box::new(limits));
+    let streamed = |mut frame: Frame| {
+        if let FrameBody::Content(content) = &mut frame.body {
+            content.head = Some(Head { rate_limits: limited(), ..fixtures::head() });
+        }
+        frame
+    };
+    let ended = |mut frame: Frame| {
+        if let FrameBody::Terminal(terminal) = &mut frame.body {
+            match &mut terminal.error {
+                Some(error) => error.rate_limits = limited(),
+                None => terminal.head = Some(Head { rate_limits: limited(), ..fixtures::head() }),
+            }
+        }
+        frame
+    };
+    let table = [
+        (STREAMED, streamed(content(1, 0, &["{}"]))),
+        (WHOLE, ended(whole("{}"))),
+        (STREAMED, ended(failed(0, 0, 429, "rate_limit_exceeded"))),
+        (WHOLE, ended(failed(0, 0, 429, "rate_limit_exceeded"))),
+    ];
+    let mut facade = Facade::start().await;
+    for (body, frame) in table {
+        let (response, asked) = facade.ask(body).await;
+        facade.frame(&asked, frame);
+        let response = response.await.unwrap();
+        let header = |name: &str| response.headers()[&format!("x-ratelimit-{name}")].to_str().unwrap().to_owned();
+        assert_eq!(["limit-requests", "remaining-requests", "reset-requests"].map(header), ["60", "59", "1s"]);
+        assert_eq!(["limit-tokens", "remaining-tokens", "reset-tokens"].map(header), ["150000", "149984", "6m0s"]);
+        // A stream that is left before its end would be cancelled.
+        facade.frame(&asked, completed(1, 1));
+        response.text().await.unwrap();
+    }
 }
 
 #[tokio::test]

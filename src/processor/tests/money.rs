@@ -380,3 +380,13 @@ fn a_price_that_went_while_the_call_was_under_way_costs_what_was_reserved() {
     let Fact::AttemptEnded(posting) = &facts[0] else { panic!("{facts:?}") };
     assert_eq!((posting.cost_pico_usd, posting.usage_source), (usd(WORST), UsageSource::Estimated));
 }
+
+#[test]
+fn an_organization_whose_plan_is_gone_is_refused_and_not_without_limits() {
+    let mut driver = Driver::with_plan(Plan::default());
+    let stamp = Stamp { change_id: "x".into(), actor: "test".into(), at: at(0) };
+    let version = driver.control.version_of(EntityKind::Plan, "p");
+    let gone = ControlRecord::delete(EntityKind::Plan, "p", version, stamp);
+    driver.control.apply(driver.control.offset() + 1, &gone).unwrap();
+    assert_eq!(refusal_of(&driver.ask(&hello("two")).0), ("plan_missing", 403, None));
+}

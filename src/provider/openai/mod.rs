@@ -15,7 +15,7 @@ mod whole;
 
 pub use failure::{from_body, from_status};
 pub use identity::Identity;
-pub use request::request;
+pub use request::{CapName, OutputCap, Wanted, request};
 pub use stream::StreamDecoder;
 pub use usage::token_usage;
 pub use whole::whole;
