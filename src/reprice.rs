@@ -29,6 +29,9 @@ pub fn catalogue(text: &str) -> Result<Catalogue, Vec<Problem>> {
     let (mut files, mut problems) = (Files::default(), Vec::new());
     files.set(PATH, text);
     let models = Seeds::parse(&files, &mut problems).models;
+    if models.is_empty() && problems.is_empty() {
+        problems.push(Problem::new(PATH, "models", "there is none"));
+    }
     if problems.is_empty() { Ok(models) } else { Err(problems) }
 }
 

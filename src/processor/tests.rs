@@ -422,8 +422,8 @@ fn before_content_a_failure_moves_to_the_next_candidate() {
     let (facts, commands) = driver.end(3, failed(FailureClass::Upstream), Summary::default(), 0);
     let Fact::RequestSettled(settled) = &facts[1] else { panic!("{facts:?}") };
     assert_eq!((settled.outcome, settled.attempts, settled.status), (Outcome::Failed, 3, 502));
-    // The second attempt timed out: its input is estimated at (8 bytes / 4 + 3) tokens at 3,000 each.
-    assert_eq!(settled.cost_pico_usd, Some(PicoUsd::new(5 * 3_000 + 5 * 10)));
+    // The second attempt timed out: its input is counted as 10 tokens, at 3,000 each.
+    assert_eq!(settled.cost_pico_usd, Some(PicoUsd::new(10 * 3_000 + 10 * 10)));
     assert_eq!(answered(&commands).2.error.as_ref().unwrap().code, "upstream_error");
     assert_eq!(driver.rebuilt(), driver.state);
 }
@@ -453,9 +453,9 @@ fn what_the_provider_did_not_report_is_estimated_and_marked() {
     let summary = Summary { text_bytes: 9, ..Summary::default() };
     let (facts, _) = driver.end(1, failed(FailureClass::Cut), summary, 1);
     let Fact::AttemptEnded(posting) = &facts[0] else { panic!("{facts:?}") };
-    assert_eq!((posting.usage.input, posting.usage.output), (Some(5), Some(3)));
+    assert_eq!((posting.usage.input, posting.usage.output), (Some(10), Some(3)));
     assert_eq!(posting.usage_source, UsageSource::Estimated);
-    assert_eq!(posting.cost_pico_usd, Some(PicoUsd::new(5 * 1_000 + 3 * 2_000)));
+    assert_eq!(posting.cost_pico_usd, Some(PicoUsd::new(10 * 1_000 + 3 * 2_000)));
 }
 
 #[test]
@@ -530,14 +530,17 @@ fn what_a_former_owner_left_open_is_called_anew_as_long_as_nobody_saw_content() 
     driver.ask(&hello("two"));
     let (facts, commands) = taken_over(&mut driver, true);
     let [Fact::AttemptEnded(posting), Fact::AttemptStarted(started)] = &facts[..] else { panic!("{facts:?}") };
-    assert_eq!((posting.outcome, posting.cost_pico_usd, posting.simulated), (Outcome::Interrupted, usd(5_000), true));
+    assert_eq!((posting.outcome, posting.cost_pico_usd, posting.simulated), (Outcome::Interrupted, usd(10_000), true));
     assert_eq!((started.attempt, started.deployment.as_str()), (2, "two-a"));
     assert_eq!(called(&commands).attempt, 2);
     // The late end of the first attempt changes nothing; that of the second settles, with the cost of both.
     assert_eq!(driver.end(1, AttemptEnd::Completed, reported(1, 1), 0), (vec![], vec![]));
     let (facts, commands) = driver.end(2, AttemptEnd::Completed, reported(1, 1), 0);
     let Fact::RequestSettled(settled) = &facts[1] else { panic!("{facts:?}") };
-    assert_eq!((settled.outcome, settled.attempts, settled.cost_pico_usd), (Outcome::Completed, 2, usd(5_000 + 3_000)));
+    assert_eq!(
+        (settled.outcome, settled.attempts, settled.cost_pico_usd),
+        (Outcome::Completed, 2, usd(10_000 + 3_000))
+    );
     assert_eq!(answered(&commands).1.attempt, 2);
     assert_eq!(driver.rebuilt(), driver.state);
 }
@@ -579,13 +582,13 @@ fn what_a_former_owner_left_open_is_settled_as_interrupted_with_its_cost_estimat
         };
         assert_eq!(
             (posting.usage.input, posting.usage.output, posting.usage_source),
-            (Some(5), Some(output), UsageSource::Estimated),
+            (Some(10), Some(output), UsageSource::Estimated),
             "{what}"
         );
         // The last candidate is another model, with other prices.
         let (cost, before) = match what {
-            "at its last attempt" => (50, 5_000 + 15_000),
-            _ => (5_000 + i128::from(output) * 2_000, 0),
+            "at its last attempt" => (100, 10_000 + 30_000),
+            _ => (10_000 + i128::from(output) * 2_000, 0),
         };
         assert_eq!((settled.outcome, posting.cost_pico_usd), (outcome, usd(cost)), "{what}");
         assert_eq!(settled.cost_pico_usd, usd(before + cost), "{what}");
@@ -646,7 +649,7 @@ fn a_call_that_never_ended_is_given_up_after_its_deadline_and_grace() {
     driver.now = due;
     let (facts, commands) = driver.decide(&Input::Overdue { key: key(), simulated: false });
     let [Fact::AttemptEnded(posting), Fact::RequestSettled(settled)] = &facts[..] else { panic!("{facts:?}") };
-    assert_eq!((posting.cost_pico_usd, settled.outcome, settled.status), (usd(5_000), Outcome::Failed, 504));
+    assert_eq!((posting.cost_pico_usd, settled.outcome, settled.status), (usd(10_000), Outcome::Failed, 504));
     assert_eq!(commands[0], Command::Abort(key()));
     assert_eq!(answered(&commands[1..]).2.error.as_ref().unwrap().code, "deadline_exceeded");
     assert_eq!((driver.state.overdue(due), driver.rebuilt()), (None, driver.state.clone()));
@@ -668,8 +671,8 @@ fn the_end_of_a_call_in_a_commit_that_does_not_count_is_posted_once() {
     let (facts, commands) = driver.decide(&Input::Orphaned(40));
     let [Fact::OrphanPosted(orphan)] = &facts[..] else { panic!("{facts:?}") };
     // The attempt is posted with an estimate already: what is left is what goes beyond that.
-    assert_eq!((orphan.journal_offset, orphan.corrects_pico_usd), (40, usd(5_000)));
-    assert_eq!(orphan.posting.cost_pico_usd, usd(2 * 1_000 + 3 * 2_000 - 5_000));
+    assert_eq!((orphan.journal_offset, orphan.corrects_pico_usd), (40, usd(10_000)));
+    assert_eq!(orphan.posting.cost_pico_usd, usd(2 * 1_000 + 3 * 2_000 - 10_000));
     assert_eq!(commands, []);
     assert_eq!(driver.decide(&Input::Orphaned(40)), (vec![], vec![]));
     // Who folds all of it finds nothing left to post; a takeover's own commit that came too late was no call's end.

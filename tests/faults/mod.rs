@@ -9,6 +9,7 @@ mod world;
 
 mod ambiguous;
 mod kill;
+mod ledger;
 mod storm;
 mod takeover;
 mod two_owners;

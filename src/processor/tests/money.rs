@@ -7,8 +7,8 @@ use crate::processor::ledger::Balance;
 use crate::records::control::{Budget, Entity, EntityKind, Key, Limits, ModelLimits, Plan, Spend, Stamp, WhenShort};
 use crate::records::journal::{Account, Overdrawn, Period, RequestRefused, Reservation, ThresholdCrossed};
 
-/// What `hello("two")` may cost at the most: 5 tokens in, 100 out.
-const WORST: i128 = 5 * 1_000 + 100 * 2_000;
+/// What `hello("two")` may cost at the most: 10 tokens in, 100 out.
+const WORST: i128 = 10 * 1_000 + 100 * 2_000;
 
 fn spend(day: Option<i128>, month: Option<i128>) -> Spend {
     Spend { day: day.map(PicoUsd::new), month: month.map(PicoUsd::new) }
@@ -181,7 +181,7 @@ fn the_key_and_the_organization_pay_both_or_none() {
 fn the_cap_is_the_clients_else_the_plans_and_lower_when_the_money_is_short() {
     let capped = r#"{"model":"two","max_tokens":30,"messages":[{"role":"user","content":"12345678"}]}"#;
     let plan = |month, output_cap| Plan { output_cap, ..budget(month, WhenShort::LowerOutputCap) };
-    let money = |tokens: i128| 5_000 + tokens * 2_000;
+    let money = |tokens: i128| 10_000 + tokens * 2_000;
     let table = [
         // Month, plan's cap, body, tokens reserved, cap that the call is told.
         (10 * WORST, None, hello("two"), Some((100, None))),
@@ -215,7 +215,7 @@ fn a_plan_may_step_down_to_a_cheaper_tier_when_the_money_is_short() {
     let (facts, commands) = driver.ask(&hello("auto"));
     let [_, Fact::RequestRouted(routed), Fact::AttemptStarted(started)] = &facts[..] else { panic!("{facts:?}") };
     assert_eq!(called(&commands).head.deployment.as_str(), "one-a");
-    assert_eq!(started.reservation.as_ref().unwrap().amount_pico_usd, PicoUsd::new(5 * 10 + 100 * 20));
+    assert_eq!(started.reservation.as_ref().unwrap().amount_pico_usd, PicoUsd::new(10 * 10 + 100 * 20));
     assert!(routed.reasons.contains(&"over_budget:two-a".to_owned()), "{routed:?}");
     // Who names a model gets that one or none.
     assert_eq!(refusal_of(&driver.asks(1, &hello("two"))).0, "insufficient_quota");
@@ -225,18 +225,18 @@ fn a_plan_may_step_down_to_a_cheaper_tier_when_the_money_is_short() {
 
 #[test]
 fn a_fallback_is_reserved_anew_and_left_out_when_it_cannot_be_paid() {
-    // Two-b costs more: 5 * 3000 + 100 * 4000.
-    let mut driver = Driver::with_plan(budget(415_000 - 1, WhenShort::Refuse));
+    // Two-b costs more: 10 * 3000 + 100 * 4000.
+    let mut driver = Driver::with_plan(budget(430_000 - 1, WhenShort::Refuse));
     driver.ask(&hello("two"));
     let (facts, commands) = driver.end(1, failed(FailureClass::Connect), Summary::default(), 0);
     assert!(matches!(facts[..], [Fact::AttemptEnded(_), Fact::RequestSettled(_)]), "{facts:?}");
     assert_eq!(answered(&commands).2.error.as_ref().unwrap().code, "upstream_unreachable");
     assert_eq!(driver.reserved(), 0);
-    let mut driver = Driver::with_plan(budget(415_000, WhenShort::Refuse));
+    let mut driver = Driver::with_plan(budget(430_000, WhenShort::Refuse));
     driver.ask(&hello("two"));
     let (facts, _) = driver.end(1, failed(FailureClass::Connect), Summary::default(), 0);
-    assert_eq!(reservation(&facts).amount_pico_usd, PicoUsd::new(415_000));
-    assert_eq!(driver.reserved(), 415_000);
+    assert_eq!(reservation(&facts).amount_pico_usd, PicoUsd::new(430_000));
+    assert_eq!(driver.reserved(), 430_000);
     driver.end(2, AttemptEnd::Completed, reported(1, 1), 0);
     assert_eq!((driver.reserved(), driver.posted()), (0, 7_000));
 }
@@ -299,7 +299,7 @@ fn five_at_a_time_however_they_end() {
 #[test]
 fn a_minutes_limits_are_told_and_tokens_corrected_when_the_answer_is_there() {
     let limits = Limits { requests_per_minute: Some(3), tokens_per_minute: Some(100), ..Limits::NONE };
-    let mut driver = Driver::with_plan(Plan { limits, output_cap: Some(85), ..Plan::default() });
+    let mut driver = Driver::with_plan(Plan { limits, output_cap: Some(80), ..Plan::default() });
     let (facts, commands) = driver.ask(&hello("two"));
     let Fact::RequestAdmitted(admitted) = &facts[0] else { panic!("{facts:?}") };
     assert_eq!((admitted.limits.len(), admitted.limits[0].tokens), (1, 90));
