@@ -187,7 +187,7 @@ pub fn bar() -> ProgressBar {
 }
 
 fn show(report: &Report, elapsed: Duration) {
-    let checks = Check::ALL.map(|check| (check, report.findings.of(check)));
+    let checks = shown(report);
     let row = |(check, seen): &(Check, &Seen)| {
         let first = seen.first.first().map_or_else(String::new, |finding| finding.place.to_string());
         let looked_at = format!("{} {}", seen.looked_at, check.counts());
@@ -221,6 +221,12 @@ fn show(report: &Report, elapsed: Duration) {
     }
     output::line("");
     output::line(&summary(report, elapsed));
+}
+
+/// The checks that were made: deciding again has to be asked for.
+fn shown(report: &Report) -> Vec<(Check, &Seen)> {
+    let checks = Check::ALL.into_iter().map(|check| (check, report.findings.of(check)));
+    checks.filter(|(check, seen)| *check != Check::Redecided || seen.looked_at > 0).collect()
 }
 
 fn summary(report: &Report, elapsed: Duration) -> String {
@@ -260,8 +266,7 @@ fn describe(report: &Report, elapsed: Duration) -> Value {
             "what": finding.what,
         })
     };
-    let checks = Check::ALL.map(|check| {
-        let seen = report.findings.of(check);
+    let checks = shown(report).into_iter().map(|(check, seen)| {
         json!({
             "check": check.name(),
             "states": check.states(),
@@ -275,7 +280,7 @@ fn describe(report: &Report, elapsed: Duration) -> Value {
     });
     json!({
         "verdict": report.findings.verdict(),
-        "checks": checks,
+        "checks": checks.collect::<Vec<_>>(),
         "partitions": report.partitions,
         "counts": report.counts,
         "frames": report.frames,

@@ -25,7 +25,7 @@ pub const FOLD_VERSION: i32 = 3;
 const OPEN_OF_PART_MAX: usize = 128;
 const SETTLED_OF_PART_MAX: u64 = 4_096;
 const ENDED_OF_PART_MAX: usize = 512;
-/// Organizations, and estimates, of one part at the most.
+/// Accounts and meters, and estimates, of one part at the most; an organization's are not divided.
 const BOOKS_OF_PART_MAX: usize = 512;
 
 #[derive(Debug, thiserror::Error)]
@@ -108,8 +108,17 @@ impl Cut {
         }
         let mut books: Vec<(&OrganizationId, &Books)> = self.state.ledger.organizations().collect();
         books.sort_unstable_by_key(|(id, _)| *id);
-        for (number, chunk) in books.chunks(BOOKS_OF_PART_MAX).enumerate() {
-            let chunk = chunk.iter().map(|(id, books)| (OrganizationId::clone(id), Books::clone(books))).collect();
+        let (mut number, mut chunk, mut entries) = (0, Vec::new(), 0);
+        for (id, books) in books {
+            let more = books.entries();
+            if entries > 0 && entries + more > BOOKS_OF_PART_MAX {
+                put(format!("books/{number:06}"), &Part::Books(std::mem::take(&mut chunk)))?;
+                (number, entries) = (number + 1, 0);
+            }
+            chunk.push((id.clone(), books.clone()));
+            entries += more;
+        }
+        if !chunk.is_empty() {
             put(format!("books/{number:06}"), &Part::Books(chunk))?;
         }
         let estimates: Vec<&Estimate> = self.state.ledger.estimates().collect();
@@ -203,13 +212,33 @@ pub fn tenancy(marker: &Marker, found: Option<&Entry>) -> Result<Tenancy, Error>
 
 #[cfg(test)]
 mod tests {
+    use super::super::ledger::Asker;
     use super::super::memory::fixture;
     use super::*;
-    use crate::domain::Timestamp;
+    use crate::domain::{KeyId, PicoUsd, RequestId, Timestamp};
+    use crate::records::journal::{LimitCharge, LimitScope};
 
     fn ended(number: usize) -> Ended {
         let (reply_nonce, finish_reason) = (Some("n".into()), Some("stop".into()));
         Ended { reply_nonce, finish_reason, ..fixture::ended("acme", &format!("r{number}"), 1_000) }
+    }
+
+    /// Each organization has books with two keys, and an estimate.
+    fn ledger(organizations: usize) -> Ledger {
+        let (mut ledger, at) = (Ledger::default(), Timestamp::from_millis(1_000));
+        let scope = LimitScope::Key;
+        let charge = LimitCharge { scope, requests_per_minute: Some(9), tokens_per_minute: Some(9), tokens: 5 };
+        for number in 0..organizations {
+            let organization = OrganizationId::parse(&format!("org_{number}")).unwrap();
+            for key in ["a", "b"].map(|key| KeyId::parse(key).unwrap()) {
+                let asker = Asker { organization: &organization, key: Some(&key) };
+                ledger.charged(asker, &[charge], at);
+                ledger.closed(asker, &[charge], 3, at);
+            }
+            let key = key_of(&organization, &RequestId::parse("r").unwrap());
+            ledger.estimated(key, 1, PicoUsd::new(number as i128));
+        }
+        ledger
     }
 
     fn cut(settled: usize) -> Cut {
@@ -225,8 +254,12 @@ mod tests {
     #[test]
     fn a_checkpoint_gives_the_state_again() {
         for settled in [0, 1, 4_095, 4_096, 4_097, 10_000] {
-            let cut = cut(settled);
+            let mut cut = cut(settled);
+            cut.state.ledger = ledger(settled.min(1_000));
             let parts = cut.parts().unwrap();
+            let books = parts.keys().filter(|name| name.starts_with("books/")).count();
+            // Three entries each.
+            assert_eq!(books, settled.min(1_000).div_ceil(BOOKS_OF_PART_MAX / 3));
             assert_eq!(restore(&cut.marker(0, &parts), &parts).unwrap(), cut.state, "{settled}");
         }
     }

@@ -155,6 +155,11 @@ impl Books {
         Balance { posted: self.posted, reserved }
     }
 
+    /// Accounts and meters.
+    pub fn entries(&self) -> usize {
+        1 + self.active.as_ref().map_or(0, |active| active.keys.len() + active.models.len())
+    }
+
     /// How many requests are open.
     pub fn open(&self) -> u32 {
         self.active.as_ref().map_or(0, |active| active.meter.open)
