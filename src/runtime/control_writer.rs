@@ -101,7 +101,7 @@ impl ControlWriter {
         Self { kafka, codec, publisher, log: Mutex::new(None), histories: Semaphore::new(HISTORIES_MAX) }
     }
 
-    /// See [`write`].
+    /// See [`write()`].
     ///
     /// # Errors
     /// Also when Kafka does not answer in time.

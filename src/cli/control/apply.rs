@@ -20,7 +20,7 @@ use crate::control::edit::Wanted;
 pub struct Apply {
     #[command(flatten)]
     pub connection: Connection,
-    /// A file with any of [[plans]], [[organizations]], [[models]], [[policies]]; - reads standard input
+    /// A file with any of `plans`, `organizations`, `models` or `policies` (lists of tables); - reads standard input
     #[arg(long, short, value_name = "FILE", required = true, num_args = 1..)]
     pub file: Vec<PathBuf>,
     /// Apply without asking
