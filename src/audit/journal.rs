@@ -58,6 +58,8 @@ pub struct Counts {
     /// Dead letters, and records that were moved to their partition.
     pub set_aside: u64,
     pub open: u64,
+    /// Refusals that cannot be decided again, since their reason is in content.
+    pub not_redecided: u64,
 }
 
 /// A partition of the journal that is being read.
@@ -423,6 +425,7 @@ impl Journal {
             self.violated(Check::I12, end, None, what);
         }
         self.counts.open = self.open.len() as u64;
+        self.counts.not_redecided = self.money.as_ref().map_or(0, |money| money.not_on_the_journal);
         let mut open: Vec<(RequestKey, Open)> = std::mem::take(&mut self.open).into_iter().collect();
         open.sort_by_key(|(_, open)| open.offset);
         for (key, open) in &open {
@@ -464,6 +467,7 @@ impl Counts {
         self.duplicates += other.duplicates;
         self.set_aside += other.set_aside;
         self.open += other.open;
+        self.not_redecided += other.not_redecided;
     }
 }
 

@@ -6,10 +6,11 @@
 use std::collections::HashMap;
 
 use super::Check;
+use crate::control::rules::Rules;
 use crate::control::terms::Terms;
 use crate::domain::{KeyId, OrganizationId, PicoUsd, RequestKey, Timestamp};
 use crate::processor::State;
-use crate::processor::redecide::{Again, Rules, redecide};
+use crate::processor::redecide::{Again, redecide};
 use crate::records::journal::{Account, AttemptEnded, AttemptStarted, Booking, Commit, Fact, Reservation};
 
 /// What was found: which check, and what is wrong.
@@ -292,9 +293,9 @@ mod tests {
     use crate::audit::journal::{Journal, Settings};
     use crate::control::Tables;
     use crate::processor::histories::with_a_tight_plan;
-    use crate::processor::inference::{AttemptEnd, AttemptReport};
+    use crate::processor::inference::AttemptEnd;
     use crate::processor::tenure::{Circumstances, Tenure};
-    use crate::processor::tests::{BOUNDS, at, failed, hello, reported, tables};
+    use crate::processor::tests::{BOUNDS, at, ended as report_of, failed, hello, reported, tables};
     use crate::processor::{Capacity, Input, content};
     use crate::provider::{FailureClass, Summary};
     use crate::records::journal::{Entry, Overdrawn, OwnershipTaken};
@@ -317,18 +318,7 @@ mod tests {
         };
         let end = |id: &str, attempt, end, summary: Summary| {
             let key = RequestKey { organization: hello("two").organization, request: id.parse().unwrap() };
-            Input::AttemptEnded(AttemptReport {
-                key,
-                attempt,
-                called: true,
-                end,
-                summary,
-                content_frames: 0,
-                simulated: false,
-                time_to_first_token_ms: None,
-                duration_ms: 1,
-                body: None,
-            })
+            Input::AttemptEnded(report_of(key, attempt, end, summary))
         };
         ask("fallback", "auto", 0, &mut decide);
         decide(&end("fallback", 1, failed(FailureClass::Connect), Summary::default()));

@@ -330,6 +330,7 @@ fn everything_holds_on_a_sound_log() {
         duplicates: 1,
         set_aside: 0,
         open: 1,
+        not_redecided: 0,
     };
     assert_eq!(counts, expected);
 }

@@ -231,11 +231,15 @@ fn shown(report: &Report) -> Vec<(Check, &Seen)> {
 
 fn summary(report: &Report, elapsed: Duration) -> String {
     let counts = &report.counts;
+    let aside = match counts.not_redecided {
+        0 => String::new(),
+        some => format!("\n{some} refusals were not decided again: their reason is in content"),
+    };
     let decided = counts.admitted + counts.refused + counts.cancels + counts.duplicates + counts.set_aside;
     format!(
         "{} partitions: {} commits of {} tenures ({} ineffective), {} frames\n\
          {decided} records decided: {} admitted ({} settled, {} open), {} refused, {} cancels, {} duplicates, {} set aside; \
-         {} waiting\n{} in {:.1} s, {:.0} commits/s",
+         {} waiting{aside}\n{} in {:.1} s, {:.0} commits/s",
         report.partitions,
         counts.commits,
         counts.tenures,

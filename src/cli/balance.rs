@@ -1,26 +1,21 @@
 //! `tollstream balance`: what an organization has posted, reserved and left, now or at any moment of the journal.
 
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use serde_json::{Value, json};
-use tokio::runtime::Handle;
 
-use super::audit::{Moment, bar};
+use super::audit::{COULD_NOT_LOOK, Moment, reader};
 use super::connection::Connection;
 use super::output;
-use crate::audit::reader::{Reader, Statement};
+use crate::audit::reader::Statement;
 use crate::causes::causes;
-use crate::codec::{Codec, Registry};
 use crate::domain::{OrganizationId, PicoUsd, Timestamp};
 use crate::processor::ledger::Balance as Account;
 use crate::records::control::{Limits, Spend};
+use crate::records::responses::RateLimit;
 use crate::runtime::clock;
-
-/// The exit code when it could not look.
-const COULD_NOT_LOOK: u8 = 2;
 
 #[derive(Debug, Clone, Args)]
 pub struct Balance {
@@ -62,17 +57,10 @@ pub async fn run(arguments: Balance) -> anyhow::Result<ExitCode> {
 }
 
 async fn state(arguments: &Balance) -> anyhow::Result<Statement> {
-    let config = arguments.connection.load()?;
+    let reader = reader(arguments.connection.load()?)?;
     let now = clock::now();
     let at = arguments.at.map_or(now, |at| at.before(now));
     ensure!(at <= now, "--at must not be in the future");
-    let registry = Registry::new(&config.registry, &config.kafka.topic_prefix)?;
-    let reader = Reader {
-        kafka: config.kafka,
-        codec: Arc::new(Codec::reader(registry)),
-        handle: Handle::current(),
-        progress: bar(),
-    };
     let organization = arguments.organization.clone();
     let read = move || {
         let statement = reader.statement(&organization, at);
@@ -118,7 +106,7 @@ pub fn describe(organization: &OrganizationId, statement: &Statement) -> Value {
         })
         .collect();
     let left = books.meter().left_after(limits, None, *at);
-    let limit = |left: Option<crate::records::responses::RateLimit>| {
+    let limit = |left: Option<RateLimit>| {
         left.map(|left| json!({"limit": left.limit, "remaining": left.remaining, "reset_ms": left.reset_ms}))
     };
     json!({

@@ -9,6 +9,7 @@ pub mod declared;
 pub mod document;
 pub mod edit;
 pub mod history;
+pub mod rules;
 pub mod terms;
 
 use std::collections::{BTreeMap, HashMap};

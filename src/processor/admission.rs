@@ -19,7 +19,7 @@ use crate::domain::ids::partition_of;
 use crate::records::Outcome;
 use crate::records::journal::{Fact, InputKind, RecordSkipped, RequestAdmitted, RequestContext, RequestRefused, Told};
 use crate::records::requests::Chat;
-use crate::records::responses::{ApiError, Frame, FrameBody, Original, Terminal};
+use crate::records::responses::{ApiError, Frame, FrameBody, Original, RateLimits, Terminal};
 
 /// Most tags of a request.
 const TAGS_MAX: usize = 16;
@@ -53,7 +53,8 @@ pub(super) fn decide(
             Decision { facts, commands: vec![Command::Call(Box::new(call))], ..from_record(&arrival, request) }
         }
         Err(refusal) => {
-            let Refusal { error, limit } = *refusal;
+            let Refusal { mut error, limit } = *refusal;
+            error.rate_limits = rate_limits(state, chat, context);
             let (code, status) = (error.code.clone(), error.status);
             let (told, command) = refused(chat, error, None, context);
             let fact = Fact::RequestRefused(RequestRefused {
@@ -167,7 +168,7 @@ fn admit(
     let books = state.ledger.books(asker.organization);
     let features = &content.features;
     let tokens = budget::limited_tokens(features, &terms);
-    let (limits, rate_limits) = budget::charge(&terms, books, asker, tokens, context.at)?;
+    let limits = budget::charge(&terms, books, asker, tokens, context.at)?;
     let question = Question {
         control: context.control,
         terms: &terms,
@@ -185,6 +186,7 @@ fn admit(
     }
     let candidate = &route.routed.candidates[offer.index];
     request.tier = Some(candidate.tier);
+    let rate_limits = budget::rate_limits(&terms, books, asker, &limits, context.at);
     let admitted = RequestAdmitted {
         deadline_at,
         reply_partition: reply_partition(chat, bounds),
@@ -204,6 +206,13 @@ fn admit(
         Fact::AttemptStarted(offer.started),
     ];
     Ok((facts, call))
+}
+
+/// What is left of the limits when nothing is taken.
+fn rate_limits(state: &State, chat: &Chat, context: &Context<'_>) -> Option<Box<RateLimits>> {
+    let asker = Asker { organization: &chat.organization, key: chat.key_id.as_ref() };
+    let terms = context.control.terms(asker.organization, asker.key)?;
+    budget::rate_limits(&terms, state.ledger.books(asker.organization), asker, &[], context.at)
 }
 
 /// Refuses what the record itself rules out.

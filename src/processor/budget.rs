@@ -6,16 +6,17 @@
 
 use super::inference::{counted_input, estimated_input};
 use super::ledger::{Asker, Balance, Books};
-use super::limits::{self, Exceeded};
+use super::limits::{self, Exceeded, Meter};
 use super::refusal::{self, Refusal};
 use crate::control::Tables;
 use crate::control::terms::Terms;
 use crate::domain::{Periods, PicoUsd, Timestamp};
-use crate::records::control::{Deployment, Model, PriceEntry, Spend, WhenShort};
+use crate::records::control::{Deployment, Limits, Model, PriceEntry, Spend, WhenShort};
 use crate::records::journal::{
     Account, AttemptStarted, Booking, Candidate, Fact, Features, LimitCharge, LimitScope, Overdrawn, Period,
     Reservation, ThresholdCrossed,
 };
+use crate::records::responses::RateLimits;
 
 /// Tokens that an answer has room for at the least: a shorter one is no answer, and the request is refused instead.
 pub const OUTPUT_TOKENS_MIN: u64 = 16;
@@ -106,7 +107,7 @@ impl Question<'_> {
         }
         Err(match (short, limited) {
             (Some((_, refusal)), _) => refusal,
-            (None, Some(exceeded)) => refusal::limited(&exceeded, None),
+            (None, Some(exceeded)) => refusal::limited(&exceeded),
             (None, None) => refusal::no_price(candidates.first().map_or("", |c| c.model.as_str())).into(),
         })
     }
@@ -147,6 +148,9 @@ impl Question<'_> {
 
     /// The least that is left of any budget; `None`: there is none.
     fn left(&self) -> Option<Left> {
+        if self.terms.spend == Spend::NONE && self.terms.key_spend() == Spend::NONE {
+            return None;
+        }
         let periods = self.terms.calendar.periods(self.at);
         let key = self.asker.key.map(|key| self.books.key(key).balance()).unwrap_or_default();
         let of = [
@@ -300,7 +304,20 @@ fn sooner(a: Option<Exceeded>, b: Exceeded) -> Exceeded {
     }
 }
 
-/// The charges of a request on the meters of its organization and its key, and what is left for its asker to know.
+/// The scopes that limit a request as a whole, with their limits and meters.
+fn scopes<'a>(
+    terms: &Terms<'_>,
+    books: &'a Books,
+    asker: Asker<'a>,
+) -> impl Iterator<Item = (LimitScope, Limits, Meter)> + use<'a> {
+    let organization = (LimitScope::Organization, terms.limits, books.meter());
+    let of_key = terms.key_limits();
+    let key = asker.key.filter(|_| of_key != Limits::NONE);
+    let key = key.map(|key| (LimitScope::Key, of_key, books.key(key).meter));
+    [Some(organization), key].into_iter().flatten()
+}
+
+/// The charges of a request on the meters of its organization and its key.
 ///
 /// # Errors
 /// The limit that it does not fit into.
@@ -310,21 +327,26 @@ pub fn charge(
     asker: Asker<'_>,
     tokens: u64,
     at: Timestamp,
-) -> Result<(Vec<LimitCharge>, Option<Box<crate::records::responses::RateLimits>>), Box<Refusal>> {
-    let organization = (LimitScope::Organization, terms.limits, books.meter());
-    let key = asker.key.map(|key| (LimitScope::Key, terms.key_limits(), books.key(key).meter));
-    let (mut charges, mut left) = (Vec::new(), None);
-    for (scope, limits, meter) in [Some(organization), key].into_iter().flatten() {
-        let charge = meter
-            .charge(scope, limits, tokens, at)
-            .map_err(|exceeded| refusal::limited(&exceeded, Some(Box::new(meter.left_after(limits, None, at)))))?;
-        if let Some(charge) = charge {
-            let now = meter.left_after(limits, Some(&charge), at);
-            left = Some(left.map_or(now, |left| limits::least(left, now)));
-            charges.push(charge);
-        }
+) -> Result<Vec<LimitCharge>, Box<Refusal>> {
+    let mut charges = Vec::new();
+    for (scope, limits, meter) in scopes(terms, books, asker) {
+        charges.extend(meter.charge(scope, limits, tokens, at).map_err(|exceeded| refusal::limited(&exceeded))?);
     }
-    Ok((charges, left.map(Box::new)))
+    Ok(charges)
+}
+
+/// What is left of the limits per minute once these charges are taken; `None` where there are none.
+pub fn rate_limits(
+    terms: &Terms<'_>,
+    books: &Books,
+    asker: Asker<'_>,
+    charges: &[LimitCharge],
+    at: Timestamp,
+) -> Option<Box<RateLimits>> {
+    let left = scopes(terms, books, asker).map(|(scope, limits, meter)| {
+        meter.left_after(limits, charges.iter().find(|charge| charge.scope == scope), at)
+    });
+    left.reduce(limits::least).filter(|left| *left != RateLimits::default()).map(Box::new)
 }
 
 /// Where and when a posting is booked, and what else it leads to: an overdraft, thresholds that it crosses.

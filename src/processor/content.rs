@@ -30,6 +30,8 @@ pub struct Content {
 pub enum Error {
     #[error("the body is not a chat completion request: {0}")]
     Json(String),
+    #[error("the body is larger than any that is read")]
+    TooLarge,
     #[error("messages must have at least one message")]
     NoMessages,
     #[error("n must be from 1 to 128")]

@@ -12,7 +12,7 @@ use super::checkpoint::{self, Cut, Parts};
 use super::inference::{AttemptEnd, AttemptReport};
 use super::ledger::{Ledger, Posted};
 use super::tenure::{Circumstances, Tenure};
-use super::tests::{BOUNDS, at, failed, hello, reported, tables};
+use super::tests::{BOUNDS, at, ended, failed, hello, reported, tables};
 use super::*;
 use crate::control::terms::Terms;
 use crate::control::{Change, Tables};
@@ -272,18 +272,7 @@ impl World {
             1 => (failed(FailureClass::Cut), reported(2, 1), 1),
             _ => (AttemptEnd::Completed, reported(3, 5), 0),
         };
-        let report = AttemptReport {
-            key: call.key.clone(),
-            attempt: call.attempt,
-            called: true,
-            end,
-            summary,
-            content_frames: frames,
-            simulated: false,
-            time_to_first_token_ms: None,
-            duration_ms: 1,
-            body: None,
-        };
+        let report = AttemptReport { content_frames: frames, ..ended(call.key.clone(), call.attempt, end, summary) };
         let before = self.journal.len();
         self.decide(owner, &Input::AttemptEnded(report));
         // What reached the journal is money that must be found again; what did not, nobody can know.
@@ -579,6 +568,7 @@ impl Naive {
     fn check(&self, ledger: &Ledger) {
         assert!(self.reserved.is_empty(), "every reservation is released");
         for (organization, books) in ledger.organizations() {
+            assert!(books.models().all(|(_, meter)| meter.open == 0), "calls of a model are open");
             let keys = books.keys().map(|(_, key)| (Account::Key, key.balance(), key.meter));
             for (account, balance, meter) in keys.chain([(Account::Organization, books.balance(), books.meter())]) {
                 assert_eq!((balance.reserved, meter.open), (PicoUsd::ZERO, 0), "{organization} {account:?}");

@@ -73,7 +73,7 @@ pub struct Balance {
     pub reserved: PicoUsd,
 }
 
-/// What is kept of a key, for one organization.
+/// What is kept of a key with limits or a budget of its own, for one organization.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct KeyBooks {
     pub meter: Meter,
@@ -150,6 +150,10 @@ impl Books {
         self.active.iter().flat_map(|active| &active.keys).map(|(id, books)| (id, books))
     }
 
+    pub fn models(&self) -> impl Iterator<Item = (&ModelName, &Meter)> {
+        self.active.iter().flat_map(|active| &active.models).map(|(name, meter)| (name, meter))
+    }
+
     pub fn balance(&self) -> Balance {
         let reserved = self.active.as_ref().map_or(PicoUsd::ZERO, |active| active.reserved);
         Balance { posted: self.posted, reserved }
@@ -195,6 +199,12 @@ impl Active {
             (LimitScope::Key, Some(key)) => Some(&mut self.key(key).meter),
             _ => None,
         }
+    }
+
+    /// The meter of the key, when it has limits of its own: others are not kept, whatever ids records name.
+    fn limited_key(&mut self, charges: &[LimitCharge], key: Option<&KeyId>) -> Option<&mut Meter> {
+        let is_limited = charges.iter().any(|charge| charge.scope == LimitScope::Key);
+        key.filter(|_| is_limited).map(|key| &mut self.key(key).meter)
     }
 
     fn reserved(&mut self, accounts: &[Account], key: Option<&KeyId>, change: impl Fn(PicoUsd) -> PicoUsd) {
@@ -258,11 +268,17 @@ impl Ledger {
     }
 
     /// A request is open, and so its attempt; of a checkpoint's, too.
-    pub(super) fn opened(&mut self, asker: Asker<'_>, model: &ModelName, reservation: Option<&Reservation>) {
+    pub(super) fn opened(
+        &mut self,
+        asker: Asker<'_>,
+        charges: &[LimitCharge],
+        model: &ModelName,
+        reservation: Option<&Reservation>,
+    ) {
         let active = self.active(asker);
         active.meter.open += 1;
-        if let Some(key) = asker.key {
-            active.key(key).meter.open += 1;
+        if let Some(meter) = active.limited_key(charges, asker.key) {
+            meter.open += 1;
         }
         started(active, asker, model, reservation);
     }
@@ -341,8 +357,7 @@ impl Ledger {
         let rests_at = at.plus(REST);
         let active = self.active(asker);
         active.meter.open = active.meter.open.saturating_sub(1);
-        if let Some(key) = asker.key {
-            let meter = &mut active.key(key).meter;
+        if let Some(meter) = active.limited_key(charges, asker.key) {
             meter.open = meter.open.saturating_sub(1);
         }
         for charge in charges {

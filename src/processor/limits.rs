@@ -125,7 +125,7 @@ pub const fn scope_name(scope: LimitScope) -> &'static str {
 }
 
 impl Meter {
-    /// What one more request with so many tokens takes; `None` where nothing is limited by the minute.
+    /// What one more request with so many tokens takes; `None` where nothing is limited.
     ///
     /// # Errors
     /// The limit that it does not fit into.
@@ -153,8 +153,8 @@ impl Meter {
                 bucket.fits(limit, units, at).map_err(|wait| exceeded(what, limit, wait, wait.is_none()))?;
             }
         }
-        let is_limited = requests_per_minute.is_some() || tokens_per_minute.is_some();
-        Ok(is_limited.then_some(LimitCharge { scope, requests_per_minute, tokens_per_minute, tokens }))
+        let charge = LimitCharge { scope, requests_per_minute, tokens_per_minute, tokens };
+        Ok((limits != Limits::NONE).then_some(charge))
     }
 
     /// Folds a charge.
@@ -278,7 +278,7 @@ mod tests {
         let mut meter = Meter::default();
         for open in 0..5 {
             meter.open = open;
-            assert_eq!(meter.charge(LimitScope::Model, limits(None, None, Some(5)), 1, at(0)), Ok(None));
+            assert!(meter.charge(LimitScope::Model, limits(None, None, Some(5)), 1, at(0)).is_ok_and(|c| c.is_some()));
         }
         meter.open = 5;
         let refused = meter.charge(LimitScope::Model, limits(None, None, Some(5)), 1, at(0)).unwrap_err();

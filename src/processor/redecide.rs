@@ -4,7 +4,6 @@
 //! ended, whether there was room, whether a record's content could be read. Everything else is decided anew. So replay can
 //! stand on it: whoever decides the same again with other rules sees what those change, and nothing else.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,7 +16,6 @@ use super::{Bounds, Capacity, Context, Input, decide};
 use crate::control::Tables;
 use crate::domain::OrganizationId;
 use crate::provider::{Failure, FailureClass, Summary};
-use crate::records::control::ControlRecord;
 use crate::records::journal::{AttemptEnded, Commit, Fact, Features, InputKind, RequestContext, RequestRefused, Told};
 use crate::records::requests::{Cancel, Chat};
 use crate::records::{Outcome, UsageSource};
@@ -260,52 +258,4 @@ fn compare(state: &State, commit: &Commit, control: &Tables, input: &Input<'_>, 
         return Again::Differs(format!("its context is {:?}; recorded is {:?}", decision.request, commit.request));
     }
     Again::Same
-}
-
-/// The rules of every moment: control's records, folded as far as a commit used them.
-#[derive(Debug, Clone)]
-pub struct Rules {
-    records: Arc<[(i64, ControlRecord)]>,
-    next: usize,
-    tables: Tables,
-}
-
-impl Rules {
-    /// Out of all records of control that can be understood, in their order; those that cannot are passed over.
-    pub fn new(records: Arc<[(i64, ControlRecord)]>) -> Self {
-        Self { records, next: 0, tables: Tables::default() }
-    }
-
-    /// Rules that never change.
-    pub fn fixed(tables: Tables) -> Self {
-        Self { records: Arc::from([]), next: 0, tables }
-    }
-
-    /// The tables at an offset of control.
-    pub fn at(&mut self, offset: i64) -> &Tables {
-        if offset < self.tables.offset() {
-            (self.next, self.tables) = (0, Tables::default());
-        }
-        while let Some((at, record)) = self.records.get(self.next).filter(|(at, _)| *at <= offset) {
-            // What every reader passes over, this one does, too.
-            let _ = self.tables.apply(*at, record);
-            self.next += 1;
-        }
-        // The last records before it may be such that nobody understands.
-        if self.tables.offset() < offset {
-            self.tables.pass(offset);
-        }
-        &self.tables
-    }
-
-    /// Of the moment that was asked for last.
-    pub const fn tables(&self) -> &Tables {
-        &self.tables
-    }
-}
-
-impl Default for Rules {
-    fn default() -> Self {
-        Self::new(Arc::from([]))
-    }
 }

@@ -6,7 +6,7 @@ use super::limits::{Exceeded, What};
 use crate::domain::PicoUsd;
 use crate::provider::{Failure, FailureClass};
 use crate::records::journal::LimitScope;
-use crate::records::responses::{ApiError, RateLimits};
+use crate::records::responses::ApiError;
 
 /// The status of a request that its asker gave up (nginx's 499: there is no registered one).
 pub const CLIENT_CLOSED_REQUEST: u16 = 499;
@@ -91,7 +91,7 @@ pub fn over_capacity(share: bool) -> ApiError {
 }
 
 /// A limit is used up.
-pub fn limited(exceeded: &Exceeded, rate_limits: Option<Box<RateLimits>>) -> Box<Refusal> {
+pub fn limited(exceeded: &Exceeded) -> Box<Refusal> {
     let whose = match exceeded.scope {
         LimitScope::Key => "this key",
         LimitScope::Model => "this model",
@@ -107,11 +107,8 @@ pub fn limited(exceeded: &Exceeded, rate_limits: Option<Box<RateLimits>>) -> Box
         true => format!("the request is larger than the limit of {limit} {what} of {whose}; it can never be admitted"),
         false => format!("the limit of {limit} {what} of {whose} is reached"),
     };
-    let error = ApiError {
-        retry_after_ms: exceeded.retry_after_ms,
-        rate_limits,
-        ..error(429, kind, "rate_limit_exceeded", message)
-    };
+    let retry_after_ms = exceeded.retry_after_ms;
+    let error = ApiError { retry_after_ms, ..error(429, kind, "rate_limit_exceeded", message) };
     Box::new(Refusal { error, limit: Some(exceeded.name()) })
 }
 

@@ -130,7 +130,7 @@ impl State {
     fn insert(&mut self, key: RequestKey, open: OpenRequest) {
         self.deadlines.insert((open.admitted.deadline_at, key.clone()));
         let asker = open.asker(&key);
-        self.ledger.opened(asker, &open.started.model, open.started.reservation.as_ref());
+        self.ledger.opened(asker, &open.admitted.limits, &open.started.model, open.started.reservation.as_ref());
         self.open.insert(key, open);
     }
 

@@ -150,6 +150,22 @@ pub fn hello(model: &str) -> Chat {
     chat(&format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"12345678"}}]}}"#))
 }
 
+/// How a call ended, without content.
+pub fn ended(key: RequestKey, attempt: u32, end: AttemptEnd, summary: Summary) -> AttemptReport {
+    AttemptReport {
+        key,
+        attempt,
+        called: true,
+        end,
+        summary,
+        content_frames: 0,
+        simulated: false,
+        time_to_first_token_ms: None,
+        duration_ms: 1,
+        body: None,
+    }
+}
+
 /// A partition without Kafka: decides, folds, and keeps the journal.
 struct Driver {
     control: Tables,
@@ -210,18 +226,13 @@ impl Driver {
     }
 
     fn end(&mut self, attempt: u32, end: AttemptEnd, summary: Summary, frames: u32) -> (Vec<Fact>, Vec<Command>) {
-        self.decide(&Input::AttemptEnded(AttemptReport {
-            key: key(),
-            attempt,
-            called: true,
-            end,
-            summary,
+        let report = AttemptReport {
             content_frames: frames,
-            simulated: false,
             time_to_first_token_ms: Some(5),
             duration_ms: 9,
-            body: None,
-        }))
+            ..ended(key(), attempt, end, summary)
+        };
+        self.decide(&Input::AttemptEnded(report))
     }
 
     /// What a reader of the journal alone comes to.

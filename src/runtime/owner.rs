@@ -21,7 +21,7 @@ use crate::domain::ids::partition_of;
 use crate::domain::{OrganizationId, RequestKey, Timestamp};
 use crate::failpoint::{Failpoint, reached};
 use crate::processor::tenure::{Circumstances, Gap, Tenure};
-use crate::processor::{Command, Input, ProviderCall, key_of, terminal_again};
+use crate::processor::{Command, Input, ProviderCall, content, key_of, terminal_again};
 use crate::records::dead_letters::{DeadLetter, Source};
 use crate::records::journal::{Commit, Entry, Fact, JournalRecord};
 use crate::records::requests::{Chat, Request, RequestRecord};
@@ -516,6 +516,12 @@ impl Owner {
             return Ok(Taken::Waits(Obstacle::Disposal("misplaced")));
         }
         match request {
+            // It is refused for its size, so nobody need know what is in it.
+            Request::Chat(chat) if chat.body.len() > shell.bounds.body_bytes_max => {
+                let fingerprint = shell.fingerprints.of(&chat.body);
+                let reading = Reading { content: Err(content::Error::TooLarge), fingerprint };
+                self.decide_chat(shell, (record.offset, record.at), &chat, reading)?;
+            }
             Request::Chat(chat) if chat.body.len() > READ_AT_ONCE_BYTES_MAX => {
                 let reading = shell.read(chat.body.clone(), self.epoch);
                 return Ok(Taken::Waits(Obstacle::Reading(chat, reading)));

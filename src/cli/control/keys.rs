@@ -10,7 +10,7 @@ use super::super::connection::Connection;
 use super::super::output;
 use super::fields::KeyFields;
 use super::session::{self, Session, written};
-use super::{Delete, Fields as _, History, List, Seen, Show, Update, actor, read};
+use super::{Fields as _, History, List, Show, Target, Update, actor, read};
 use crate::control::document;
 use crate::control::edit::Edit;
 use crate::records::control::{Entity, EntityKind};
@@ -28,9 +28,9 @@ pub enum Command {
     /// Change some fields of one
     Update(Update<KeyFields>),
     /// End a key for ever; within a second nobody takes it any more
-    Revoke(Revoke),
+    Revoke(Target),
     /// Delete one, and what it was; revoke it instead to keep that
-    Delete(Delete),
+    Delete(Target),
     /// Who changed what, and when
     History(History),
 }
@@ -47,19 +47,6 @@ pub struct Create {
     pub file: Option<PathBuf>,
     #[command(flatten)]
     pub fields: KeyFields,
-    /// Print one JSON object
-    #[arg(long)]
-    pub json: bool,
-}
-
-#[derive(Debug, Clone, Args)]
-pub struct Revoke {
-    #[command(flatten)]
-    pub connection: Connection,
-    #[arg(value_name = "ID")]
-    pub id: String,
-    #[command(flatten)]
-    pub seen: Seen,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -109,7 +96,7 @@ async fn create(arguments: Create) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn revoke(arguments: Revoke) -> anyhow::Result<ExitCode> {
+async fn revoke(arguments: Target) -> anyhow::Result<ExitCode> {
     let mut session = Session::open(&arguments.connection).await?;
     let edit = Edit::Revoke { id: arguments.id, version: arguments.seen.version };
     let done = session.write(edit, &actor(EntityKind::Key, "revoke")).await;

@@ -41,7 +41,7 @@ pub enum Command<F: Args> {
     /// Change some fields of one
     Update(Update<F>),
     /// Delete one that nothing uses any more
-    Delete(Delete),
+    Delete(Target),
     /// Who changed what, and when
     History(History),
 }
@@ -107,8 +107,9 @@ pub struct Update<F: Args> {
     pub json: bool,
 }
 
+/// One of them, to be ended.
 #[derive(Debug, Clone, Args)]
-pub struct Delete {
+pub struct Target {
     #[command(flatten)]
     pub connection: Connection,
     #[arg(value_name = "ID")]
@@ -205,7 +206,7 @@ async fn update<F: Fields>(arguments: Update<F>) -> anyhow::Result<ExitCode> {
     Ok(written(done, arguments.json, "updated"))
 }
 
-async fn delete(kind: EntityKind, arguments: Delete) -> anyhow::Result<ExitCode> {
+async fn delete(kind: EntityKind, arguments: Target) -> anyhow::Result<ExitCode> {
     let mut session = Session::open(&arguments.connection).await?;
     let edit = Edit::Delete { kind, id: arguments.id, version: arguments.seen.version };
     let done = session.write(edit, &actor(kind, "delete")).await;

@@ -54,18 +54,7 @@ impl Driver {
     fn ends(&mut self, id: u32, end: AttemptEnd, summary: Summary) -> Vec<Fact> {
         let key = RequestKey { request: RequestId::parse(&format!("q{id}")).unwrap(), ..key() };
         let attempt = self.state.open(&key).map_or(0, |open| open.attempt);
-        let report = AttemptReport {
-            key,
-            attempt,
-            called: true,
-            end,
-            summary,
-            content_frames: 0,
-            simulated: false,
-            time_to_first_token_ms: None,
-            duration_ms: 1,
-            body: None,
-        };
+        let report = ended(key, attempt, end, summary);
         self.decide(&Input::AttemptEnded(report)).0
     }
 
@@ -389,4 +378,34 @@ fn an_organization_whose_plan_is_gone_is_refused_and_not_without_limits() {
     let gone = ControlRecord::delete(EntityKind::Plan, "p", version, stamp);
     driver.control.apply(driver.control.offset() + 1, &gone).unwrap();
     assert_eq!(refusal_of(&driver.ask(&hello("two")).0), ("plan_missing", 403, None));
+}
+
+#[test]
+fn a_models_tokens_are_corrected_and_every_refusal_says_what_is_left() {
+    let per_minute = Limits { tokens_per_minute: Some(100), ..Limits::NONE };
+    let model_limits = vec![ModelLimits { model: "two".parse().unwrap(), limits: per_minute }];
+    let limits = Limits { requests_per_minute: Some(9), ..Limits::NONE };
+    let mut driver = Driver::with_plan(Plan { limits, model_limits, output_cap: Some(80), ..Plan::default() });
+    assert!(is_admitted(&driver.asks(0, &hello("two"))));
+    let (facts, commands) = driver.ask(&hello("two"));
+    assert_eq!(refusal_of(&facts).2, Some("model.tokens_per_minute"));
+    let left = answered(&commands).2.error.as_ref().unwrap().rate_limits.clone().unwrap();
+    assert_eq!((left.requests.unwrap().remaining, left.tokens), (8, None));
+    driver.ends(0, AttemptEnd::Completed, reported(5, 5));
+    assert!(is_admitted(&driver.asks(2, &hello("two"))));
+}
+
+#[test]
+fn keys_without_limits_of_their_own_are_not_kept_whatever_records_name() {
+    let mut driver = Driver::with_plan(Plan::default())
+        .with_key(Limits { concurrent_requests: Some(1), ..Limits::NONE }, Spend::NONE);
+    let with = |key: &str| Chat { key_id: Some(KeyId::parse(key).unwrap()), ..hello("two") };
+    for id in 0..100 {
+        assert!(is_admitted(&driver.asks(id, &with(&format!("unknown-{id}")))));
+    }
+    assert!(is_admitted(&driver.asks(100, &with("k"))));
+    assert_eq!(refusal_of(&driver.asks(101, &with("k"))).2, Some("key.concurrent_requests"));
+    assert_eq!(driver.state.ledger.books(&key().organization).keys().count(), 1);
+    driver.ends(100, AttemptEnd::Completed, reported(1, 1));
+    assert!(is_admitted(&driver.asks(102, &with("k"))));
 }
