@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::codec::{self, Codec, Registry};
 use crate::config::Config;
-use crate::facade::{self, Admin, Facade, Guard, Operators};
+use crate::facade::{self, Admin, Facade, Guard, Operators, Statements};
 use crate::records::Topic;
 use crate::runtime::control::{self, Control};
 use crate::runtime::control_writer::ControlWriter;
@@ -148,6 +148,7 @@ impl Node {
             operators: Operators {
                 control: control.clone(),
                 writer: ControlWriter::new(shared.config.kafka.clone(), codec.clone(), publisher.clone()),
+                statements: Statements::new(shared.config.kafka.clone(), codec.clone()),
                 key: shared.config.admin.key.clone(),
                 guard: Guard::register(&shared.metrics, "tollstream_admin"),
             },

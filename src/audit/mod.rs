@@ -10,6 +10,7 @@ pub mod journal;
 pub mod money;
 pub mod plan;
 pub mod reader;
+pub mod statement;
 
 #[cfg(test)]
 mod tests;

@@ -318,7 +318,7 @@ mod tests {
         };
         let end = |id: &str, attempt, end, summary: Summary| {
             let key = RequestKey { organization: hello("two").organization, request: id.parse().unwrap() };
-            Input::AttemptEnded(report_of(key, attempt, end, summary))
+            Input::AttemptEnded(Box::new(report_of(key, attempt, end, summary)))
         };
         ask("fallback", "auto", 0, &mut decide);
         decide(&end("fallback", 1, failed(FailureClass::Connect), Summary::default()));

@@ -24,19 +24,15 @@ use super::ahead::{Ahead, read_ahead};
 use super::frames::{Requests, Window};
 use super::journal::{self, Counts, Journal, Read};
 use super::money::Money;
-use super::plan::{self, Answers, Extent, Plan, Scope, Source};
+use super::plan::{Answers, Extent, Plan, Scope, Source};
 use super::{Check, Findings, Place};
 use crate::codec::{self, Codec};
 use crate::config;
-use crate::control::Tables;
 use crate::control::rules::Rules;
 use crate::domain::ids::partition_of;
-use crate::domain::{OrganizationId, Timestamp};
-use crate::processor::{State, fold};
 use crate::records::control::ControlRecord;
 use crate::records::journal::{Entry, JournalRecord, Tenancy};
 use crate::records::responses::{Frame, ResponseRecord};
-use crate::records::state::Marker;
 use crate::records::{EnvelopeError, Record, Topic};
 use crate::runtime::{checkpoints, kafka};
 
@@ -90,18 +86,6 @@ pub struct Reader {
     pub codec: Arc<Codec>,
     pub handle: Handle,
     pub progress: ProgressBar,
-}
-
-/// What the journal says of a partition at a moment.
-#[derive(Debug)]
-pub struct Statement {
-    pub at: Timestamp,
-    pub partition: i32,
-    /// Everything before it is in the state.
-    pub journal_offset: i64,
-    pub state: State,
-    /// The rules that are in force.
-    pub tables: Tables,
 }
 
 /// An entry of the journal, as a reader of it takes it.
@@ -177,7 +161,7 @@ impl Reader {
         if source.cut {
             journal.begins_late(offsets.start);
         }
-        journal.compare(self.checkpoints(*partition)?);
+        journal.compare(self.checkpoints(*partition)?.into_markers());
         if let Some(money) = money {
             journal.reckon(money);
         }
@@ -188,40 +172,6 @@ impl Reader {
             journal.take(offset, &self.entry(place, payload)?).map_err(bound)
         })?;
         Ok(journal.finish(scope.now))
-    }
-
-    /// The state of an organization's partition at a moment, and the rules that its last decision until then used.
-    ///
-    /// # Errors
-    /// When the journal cannot be read from its beginning.
-    pub fn statement(&self, organization: &OrganizationId, at: Timestamp) -> Result<Statement, Error> {
-        let (journal, control) = plan::of_organization(self, organization)?;
-        let Extent { partition, offsets, .. } = journal.clone();
-        if offsets.start > 0 {
-            let place = Place { topic: Topic::Journal, partition, offset: offsets.start };
-            return Err(Error::Unreadable { place, detail: "the journal has no records before it".to_owned() });
-        }
-        self.progress.set_length(offsets.end.unsigned_abs());
-        let mut statement =
-            Statement { at, partition, journal_offset: 0, state: State::default(), tables: Tables::default() };
-        let (mut tenancy, mut is_later) = (Tenancy::VACANT, false);
-        self.each(&journal, |message| {
-            let place = Place { topic: Topic::Journal, partition, offset: message.offset() };
-            let entry = self.entry(place, message.payload().unwrap_or_default())?;
-            let effective = tenancy.accept(message.offset(), &entry);
-            is_later = matches!(&entry, Entry::Commit(commit) if effective && commit.at > at);
-            if is_later {
-                return Ok(ControlFlow::Break(()));
-            }
-            fold(&mut statement.state, message.offset(), &entry, effective);
-            statement.journal_offset = message.offset() + 1;
-            Ok(ControlFlow::Continue(()))
-        })?;
-        let mut rules = self.rules(&control)?;
-        // Of now, when it is now; else those that the partition had come to.
-        let used = statement.state.control_offset.unwrap_or(-1);
-        statement.tables = rules.at(if is_later { used } else { control.offsets.end - 1 }).clone();
-        Ok(statement)
     }
 
     /// The rules of every moment.
@@ -273,11 +223,11 @@ impl Reader {
         })
     }
 
-    /// What the checkpoints of a partition vouch for.
-    fn checkpoints(&self, partition: i32) -> Result<Vec<Marker>, Error> {
+    /// The checkpoints of a partition.
+    pub(super) fn checkpoints(&self, partition: i32) -> Result<checkpoints::Found, Error> {
         let (consumer, topic) = (self.consumer("audit")?, kafka::topic_name(&self.kafka, Topic::State));
         let found = checkpoints::read(&consumer, &topic, partition, |payload| self.decode_payload(payload));
-        Ok(found.map_err(|e| self.failed(e))?.into_markers())
+        found.map_err(|e| self.failed(e))
     }
 
     /// Holds what a partition of the journal decides against `requests` and its consumer group.

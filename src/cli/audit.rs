@@ -10,8 +10,6 @@ use anyhow::{Context as _, ensure};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tokio::runtime::Handle;
 
 use super::connection::Connection;
@@ -71,9 +69,8 @@ impl FromStr for Moment {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(at) = OffsetDateTime::parse(text, &Rfc3339) {
-            let ms = at.unix_timestamp_nanos() / 1_000_000;
-            return i64::try_from(ms).map(|ms| Self::At(Timestamp::from_millis(ms))).map_err(|e| e.to_string());
+        if let Ok(at) = text.parse() {
+            return Ok(Self::At(at));
         }
         let ago = || {
             let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;

@@ -9,12 +9,9 @@ use serde_json::{Value, json};
 use super::audit::{COULD_NOT_LOOK, Moment, reader};
 use super::connection::Connection;
 use super::output;
-use crate::audit::reader::Statement;
+use crate::audit::statement::Statement;
 use crate::causes::causes;
-use crate::domain::{OrganizationId, PicoUsd, Timestamp};
-use crate::processor::ledger::Balance as Account;
-use crate::records::control::{Limits, Spend};
-use crate::records::responses::RateLimit;
+use crate::domain::OrganizationId;
 use crate::runtime::clock;
 
 #[derive(Debug, Clone, Args)]
@@ -35,7 +32,7 @@ pub struct Balance {
 pub async fn run(arguments: Balance) -> anyhow::Result<ExitCode> {
     match state(&arguments).await {
         Ok(statement) => {
-            let described = describe(&arguments.organization, &statement);
+            let described = statement.describe(&arguments.organization);
             let is_known = statement.tables.organization(&arguments.organization).is_some();
             match arguments.json {
                 true => output::line(&described.to_string()),
@@ -59,72 +56,15 @@ pub async fn run(arguments: Balance) -> anyhow::Result<ExitCode> {
 async fn state(arguments: &Balance) -> anyhow::Result<Statement> {
     let reader = reader(arguments.connection.load()?)?;
     let now = clock::now();
-    let at = arguments.at.map_or(now, |at| at.before(now));
-    ensure!(at <= now, "--at must not be in the future");
+    let at = arguments.at.map(|at| at.before(now));
+    ensure!(at.is_none_or(|at| at <= now), "--at must not be in the future");
     let organization = arguments.organization.clone();
     let read = move || {
-        let statement = reader.statement(&organization, at);
+        let statement = reader.statement(&organization, at, now, None);
         reader.progress.finish_and_clear();
         statement
     };
     Ok(tokio::task::spawn_blocking(read).await.context("reading broke off")??)
-}
-
-/// The statement as JSON; amounts are dollars as decimal text.
-pub fn describe(organization: &OrganizationId, statement: &Statement) -> Value {
-    let Statement { at, partition, journal_offset, state, tables } = statement;
-    let books = state.ledger.books(organization);
-    let terms = tables.terms(organization, None);
-    let (limits, spend) = terms.as_ref().map_or((Limits::NONE, Spend::NONE), |terms| (terms.limits, terms.spend));
-    let calendar = terms.as_ref().map(|terms| terms.calendar.clone()).unwrap_or_default();
-    let (periods, ends) = (calendar.periods(*at), calendar.ends(*at));
-    let account = |account: Account, spend: Spend| {
-        let posted = account.posted.in_periods(periods);
-        let of = |limit: Option<PicoUsd>, posted: PicoUsd, begin: Timestamp, end: Option<Timestamp>| {
-            let left = limit.map(|limit| limit.saturating_sub(posted).saturating_sub(account.reserved));
-            json!({
-                "since": begin.to_string(),
-                "until": end.map(|end| end.to_string()),
-                "posted_usd": posted.to_string(),
-                "limit_usd": limit.map(|limit| limit.to_string()),
-                "left_usd": left.map(|left| left.to_string()),
-            })
-        };
-        json!({
-            "reserved_usd": account.reserved.to_string(),
-            "day": of(spend.day, posted.day, periods.day, ends.map(|ends| ends.day)),
-            "month": of(spend.month, posted.month, periods.month, ends.map(|ends| ends.month)),
-        })
-    };
-    let keys: serde_json::Map<String, Value> = books
-        .keys()
-        .map(|(id, books)| {
-            let spend = tables.key(id.as_str()).map_or(Spend::NONE, |key| key.value.spend);
-            let mut described = account(books.balance(), spend);
-            described["open_requests"] = json!(books.meter.open);
-            (id.to_string(), described)
-        })
-        .collect();
-    let left = books.meter().left_after(limits, None, *at);
-    let limit = |left: Option<RateLimit>| {
-        left.map(|left| json!({"limit": left.limit, "remaining": left.remaining, "reset_ms": left.reset_ms}))
-    };
-    json!({
-        "organization": organization.as_str(),
-        "at": at.to_string(),
-        "account": account(books.balance(), spend),
-        "keys": keys,
-        "open_requests": books.open(),
-        "requests_per_minute": limit(left.requests),
-        "tokens_per_minute": limit(left.tokens),
-        "concurrent_requests": limits.concurrent_requests,
-        "as_of": {
-            "journal_partition": partition,
-            "journal_offset": journal_offset,
-            "control_offset": tables.offset(),
-            "clock": state.clock.to_string(),
-        },
-    })
 }
 
 fn show(described: &Value) {

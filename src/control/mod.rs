@@ -36,9 +36,9 @@ pub struct Tables {
     /// Offset of the last record folded; `None`: control is empty.
     offset: Option<i64>,
     versions: BTreeMap<(EntityKind, String), i64>,
-    organizations: BTreeMap<OrganizationId, Versioned<Organization>>,
+    organizations: HashMap<OrganizationId, Versioned<Organization>>,
     plans: BTreeMap<PlanName, Versioned<PlanTerms>>,
-    keys: BTreeMap<KeyId, Versioned<Key>>,
+    keys: HashMap<KeyId, Versioned<Key>>,
     keys_by_hash: HashMap<String, KeyId>,
     models: BTreeMap<ModelName, Versioned<Model>>,
     aliases: HashMap<ModelName, ModelName>,
@@ -120,7 +120,7 @@ impl Tables {
             }
             Entity::Key(value) => {
                 let id = KeyId::parse(id).map_err(invalid)?;
-                self.keys_by_hash.retain(|_, owner| *owner != id);
+                self.forget_hash(id.as_str());
                 self.keys_by_hash.insert(value.sha256.clone(), id.clone());
                 self.keys.insert(id, Versioned { version, value: Arc::new(value) });
             }
@@ -148,8 +148,8 @@ impl Tables {
                 self.plans.remove(id);
             }
             EntityKind::Key => {
+                self.forget_hash(id);
                 self.keys.remove(id);
-                self.keys_by_hash.retain(|_, owner| owner.as_str() != id);
             }
             EntityKind::Model => {
                 self.models.remove(id);
@@ -161,6 +161,14 @@ impl Tables {
         }
         self.versions.remove(&(kind, id.to_owned()));
         Ok(())
+    }
+
+    /// A key is no longer found by the hash that it has.
+    fn forget_hash(&mut self, id: &str) {
+        let Some(sha256) = self.keys.get(id).map(|key| key.value.sha256.as_str()) else { return };
+        if self.keys_by_hash.get(sha256).is_some_and(|owner| owner.as_str() == id) {
+            self.keys_by_hash.remove(sha256);
+        }
     }
 
     /// The ids and versions of all entities of a kind, in the order of their ids.
@@ -187,8 +195,9 @@ impl Tables {
         self.organizations.get(id)
     }
 
+    /// In the order of their ids.
     pub fn organizations(&self) -> impl Iterator<Item = (&OrganizationId, &Versioned<Organization>)> {
-        self.organizations.iter()
+        self.ids(EntityKind::Organization).filter_map(|(id, _)| self.organizations.get_key_value(id))
     }
 
     pub fn plan(&self, name: &str) -> Option<&Versioned<PlanTerms>> {
@@ -208,8 +217,9 @@ impl Tables {
         self.keys_by_hash.get(sha256).and_then(|id| self.keys.get_key_value(id))
     }
 
+    /// In the order of their ids.
     pub fn keys(&self) -> impl Iterator<Item = (&KeyId, &Versioned<Key>)> {
-        self.keys.iter()
+        self.ids(EntityKind::Key).filter_map(|(id, _)| self.keys.get_key_value(id))
     }
 
     /// The model of this name or alias.

@@ -1,9 +1,9 @@
 //! Identifiers. Each is a validated, cheaply cloned string of its own type, so that two can never be confused.
 
 use std::fmt;
-use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use smol_str::SmolStr;
 
 /// Longest identifier that is taken, in bytes.
 pub const ID_BYTES_MAX: usize = 200;
@@ -48,13 +48,13 @@ macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub struct $name(Arc<str>);
+        pub struct $name(SmolStr);
 
         impl $name {
             /// Checks the text: 1 to [`ID_BYTES_MAX`] bytes of letters, digits and `_-.:/@+~`.
             pub fn parse(text: &str) -> Result<Self, Error> {
                 validate($what, text)?;
-                Ok(Self(Arc::from(text)))
+                Ok(Self(SmolStr::new(text)))
             }
 
             pub fn as_str(&self) -> &str {
@@ -70,7 +70,7 @@ macro_rules! id {
 
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{:?}", &self.0)
+                write!(f, "{:?}", self.as_str())
             }
         }
 

@@ -13,8 +13,10 @@ pub const PICO_PER_USD: i128 = 1_000_000_000_000;
 /// Decimal places of a dollar amount.
 const PLACES: usize = 12;
 
-/// An amount of money in pico-dollars; negative amounts are credits.
+/// An amount of money in pico-dollars; negative amounts are credits. Aligned as all other numbers are, since owners keep a
+/// few of them for every organization that ever asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(Rust, packed(8))]
 pub struct PicoUsd(i128);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -58,6 +58,8 @@ pub enum Refusal {
     VersionMismatch(edit::Refusal),
     #[error("control cannot be changed or read now: {detail}")]
     ControlUnavailable { detail: String },
+    #[error("the journal cannot be read now: {detail}")]
+    JournalUnreadable { detail: String },
     #[error("an API key does not belong into a URL, where it is logged on the way; send it as `Authorization: Bearer`")]
     KeyInQuery,
     #[error(
@@ -142,7 +144,7 @@ impl Refusal {
             Self::Edit(edit::Refusal::Exists { .. } | edit::Refusal::Conflict { .. } | edit::Refusal::InUse { .. }) => {
                 StatusCode::CONFLICT
             }
-            Self::ControlUnavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ControlUnavailable { .. } | Self::JournalUnreadable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::OrganizationRequired
             | Self::OrganizationConflict
             | Self::BodyUnreadable
@@ -183,6 +185,7 @@ impl Refusal {
             Self::Edit(edit::Refusal::Conflict { .. }) => "version_conflict",
             Self::Edit(edit::Refusal::InUse { .. }) => "in_use",
             Self::ControlUnavailable { .. } => "control_unavailable",
+            Self::JournalUnreadable { .. } => "journal_unreadable",
             Self::OrganizationRequired => "organization_required",
             Self::OrganizationConflict => "organization_conflict",
             Self::OrganizationNotCovered { .. } => "organization_not_covered",

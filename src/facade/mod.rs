@@ -36,6 +36,7 @@ mod routes;
 mod server;
 mod slot;
 mod sse;
+pub mod statements;
 #[cfg(test)]
 mod tests;
 
@@ -61,6 +62,7 @@ use crate::telemetry::health::Health;
 pub use admin::Admin;
 pub use guard::Guard;
 pub use operators::Operators;
+pub use statements::Statements;
 
 /// Gives the control tables as they are now.
 pub type Control = Arc<dyn Fn() -> Arc<Tables> + Send + Sync>;

@@ -19,10 +19,13 @@ use super::guard::Guard;
 use super::request;
 use super::routes::Route;
 use super::server::ClientAddress;
+use super::statements::Statements;
 use crate::config::AdminKey;
 use crate::control::Tables;
 use crate::control::document::{self, ADMIN_SCOPE, Object};
 use crate::control::edit::{self, Edit, VERSION};
+use crate::domain::{OrganizationId, Timestamp};
+use crate::processor::ledger::Balance;
 use crate::records::control::{Entity, EntityKind};
 use crate::records::responses::ApiError;
 use crate::runtime::clock;
@@ -48,12 +51,13 @@ const OPENAPI: &str = include_str!("openapi-admin.json");
 pub struct Operators {
     pub control: Control,
     pub writer: ControlWriter,
+    pub statements: Statements,
     /// The key of the environment.
     pub key: Option<AdminKey>,
     pub guard: Guard,
 }
 
-pub const ROUTES: [Route<Arc<Shared>>; 8] = [
+pub const ROUTES: [Route<Arc<Shared>>; 9] = [
     Route::new("get", "/admin/v1/openapi.json", || get(openapi)),
     Route::new("get", "/admin/v1/{kind}", || get(list)),
     Route::new("post", "/admin/v1/{kind}", || post(create)),
@@ -61,6 +65,7 @@ pub const ROUTES: [Route<Arc<Shared>>; 8] = [
     Route::new("patch", "/admin/v1/{kind}/{id}", || patch(update)),
     Route::new("delete", "/admin/v1/{kind}/{id}", || delete(remove)),
     Route::new("get", "/admin/v1/{kind}/{id}/history", || get(history)),
+    Route::new("get", "/admin/v1/{kind}/{id}/balance", || get(balance)),
     Route::new("post", "/admin/v1/{kind}/{id}/revoke", || post(revoke)),
 ];
 
@@ -254,6 +259,46 @@ async fn history(State(shared): State<Arc<Shared>>, Path(path): Path<(String, St
         Ok((StatusCode::OK, json!({ "object": "list", "data": entries, "has_more": false }), None))
     };
     respond(&parts.headers, answer.await)
+}
+
+async fn balance(State(shared): State<Arc<Shared>>, Path(path): Path<(String, String)>, http: Request) -> Response {
+    let (parts, _) = http.into_parts();
+    let answer = async {
+        shared.operators.operator(&parts)?;
+        if kind_of(&path.0)? != EntityKind::Organization {
+            return Err(Refusal::UnknownUrl);
+        }
+        let at = moment(parts.uri.query().unwrap_or_default())?;
+        let missing = || not_found(EntityKind::Organization, &path.1);
+        let organization = OrganizationId::parse(&path.1).map_err(|_| missing())?;
+        let tables = shared.operators.control.tables();
+        let statement = shared.operators.statements.of(&organization, at, tables).await?;
+        let is_known = statement.tables.organization(&organization).is_some();
+        if !is_known && statement.state.ledger.books(&organization).balance() == Balance::default() {
+            return Err(missing());
+        }
+        Ok((StatusCode::OK, statement.describe(&organization), None))
+    };
+    respond(&parts.headers, answer.await)
+}
+
+/// The moment that a query names, if it does.
+fn moment(query: &str) -> Result<Option<Timestamp>, Refusal> {
+    let invalid = |param, problem: &str| Refusal::InvalidField { param, problem: problem.to_owned() };
+    let mut at = None;
+    for (name, text) in form_urlencoded(query) {
+        match name.as_str() {
+            "at" => {
+                let parsed = text.parse::<Timestamp>().map_err(|error| invalid("at", &error.to_string()))?;
+                if parsed > clock::now() {
+                    return Err(invalid("at", "give a moment that is over"));
+                }
+                at = Some(parsed);
+            }
+            _ => return Err(invalid("query", &format!("{name:?} is not known; known is at"))),
+        }
+    }
+    Ok(at)
 }
 
 fn kind_of(plural: &str) -> Result<EntityKind, Refusal> {

@@ -274,7 +274,7 @@ impl World {
         };
         let report = AttemptReport { content_frames: frames, ..ended(call.key.clone(), call.attempt, end, summary) };
         let before = self.journal.len();
-        self.decide(owner, &Input::AttemptEnded(report));
+        self.decide(owner, &Input::AttemptEnded(Box::new(report)));
         // What reached the journal is money that must be found again; what did not, nobody can know.
         for entry in &self.journal[before..] {
             let Entry::Commit(commit) = entry else { continue };

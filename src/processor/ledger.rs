@@ -18,6 +18,9 @@ use crate::records::journal::{Account, AttemptEnded, Booking, LimitCharge, Limit
 
 /// How long after its last request an organization's meters are looked at, to be put away when they have run out.
 const REST: Duration = Duration::from_secs(60);
+/// How long after the beginning of the month in which a key's last posting is what it posted is kept: longer than any month
+/// of any calendar, so that nothing of it counts any more.
+const KEY_KEPT: Duration = Duration::from_secs(33 * 24 * 3_600);
 /// Interrupted attempts whose estimated cost is remembered, so that a late end of one corrects it; the oldest are
 /// forgotten first.
 pub const ESTIMATES_MAX: usize = 10_000;
@@ -91,7 +94,9 @@ pub struct Active {
     /// Derived from the open requests.
     #[serde(skip)]
     pub reserved: PicoUsd,
+    /// By id.
     keys: Vec<(KeyId, KeyBooks)>,
+    /// By name.
     models: Vec<(ModelName, Meter)>,
     /// When it is looked at whether the meters have run out.
     rests_at: Option<Timestamp>,
@@ -138,12 +143,11 @@ impl Books {
 
     /// The meter of the organization's calls of a model.
     pub fn model(&self, model: &ModelName) -> Meter {
-        let models = self.active.as_ref().map(|active| &active.models);
-        models.and_then(|models| models.iter().find(|(name, _)| name == model)).map_or(Meter::default(), |(_, m)| *m)
+        self.active.as_ref().and_then(|active| found(&active.models, model)).map_or(Meter::default(), |meter| *meter)
     }
 
     pub fn key(&self, key: &KeyId) -> KeyBooks {
-        self.keys().find(|(id, _)| *id == key).map_or(KeyBooks::default(), |(_, books)| *books)
+        self.active.as_ref().and_then(|active| found(&active.keys, key)).map_or(KeyBooks::default(), |books| *books)
     }
 
     pub fn keys(&self) -> impl Iterator<Item = (&KeyId, &KeyBooks)> {
@@ -179,8 +183,15 @@ impl KeyBooks {
         Balance { posted: self.posted.unwrap_or_default(), reserved: self.reserved }
     }
 
+    /// When what it posted counts in no period any more.
+    fn posted_until(&self) -> Option<Timestamp> {
+        self.posted.map(|posted| posted.periods.month.plus(KEY_KEPT))
+    }
+
     fn is_at_rest(&self, at: Timestamp) -> bool {
-        self.posted.is_none() && self.reserved == PicoUsd::ZERO && self.meter.is_at_rest(at)
+        self.posted_until().is_none_or(|until| until <= at)
+            && self.reserved == PicoUsd::ZERO
+            && self.meter.is_at_rest(at)
     }
 }
 
@@ -219,11 +230,19 @@ impl Active {
     }
 }
 
-/// The value of a name in a short list.
-fn entry<'a, K: Clone + PartialEq, V: Default>(list: &'a mut Vec<(K, V)>, name: &K) -> &'a mut V {
-    let index = list.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
-        list.push((name.clone(), V::default()));
-        list.len() - 1
+/// The value of a name in a list that is sorted by name.
+fn found<'a, K: Ord, V>(list: &'a [(K, V)], name: &K) -> Option<&'a V> {
+    list.binary_search_by(|(known, _)| known.cmp(name)).ok().map(|index| &list[index].1)
+}
+
+/// The same, added if it is not there. Most lists have one or two: there is never room for more than half as many again.
+fn entry<'a, K: Clone + Ord, V: Default>(list: &'a mut Vec<(K, V)>, name: &K) -> &'a mut V {
+    let index = list.binary_search_by(|(known, _)| known.cmp(name)).unwrap_or_else(|index| {
+        if list.len() == list.capacity() {
+            list.reserve_exact(1 + list.len() / 2);
+        }
+        list.insert(index, (name.clone(), V::default()));
+        index
     });
     &mut list[index].1
 }
@@ -365,8 +384,11 @@ impl Ledger {
                 meter.correct(charge, used_tokens, at);
             }
         }
-        if active.meter.open == 0 && active.rests_at.is_none() {
-            active.rests_at = Some(rests_at);
+        if active.meter.open == 0 && active.rests_at.is_none_or(|later| later > rests_at) {
+            let later = active.rests_at.replace(rests_at);
+            if let Some(later) = later {
+                self.resting.remove(&(later, asker.organization.clone()));
+            }
             self.resting.insert((rests_at, asker.organization.clone()));
         }
     }
@@ -396,13 +418,21 @@ impl Ledger {
             }
             active.keys.retain(|(_, key)| !key.is_at_rest(clock));
             active.models.retain(|(_, meter)| !meter.is_at_rest(clock));
-            if !active.meter.is_at_rest(clock) || !active.models.is_empty() {
-                // Overrun, so that it takes longer than a minute.
-                let again = clock.plus(REST);
-                active.rests_at = Some(again);
-                self.resting.insert((again, organization));
-            } else if active.keys.is_empty() {
-                books.active = None;
+            active.keys.shrink_to_fit();
+            active.models.shrink_to_fit();
+            let is_overrun = !active.meter.is_at_rest(clock)
+                || !active.models.is_empty()
+                || active.keys.iter().any(|(_, key)| !key.meter.is_at_rest(clock));
+            let again = match is_overrun {
+                true => Some(clock.plus(REST)),
+                false => active.keys.iter().filter_map(|(_, key)| key.posted_until()).min(),
+            };
+            match again {
+                Some(again) => {
+                    active.rests_at = Some(again);
+                    self.resting.insert((again, organization));
+                }
+                None => books.active = None,
             }
         }
     }

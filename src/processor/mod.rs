@@ -69,7 +69,7 @@ pub enum Input<'a> {
         source_offset: i64,
         reason: &'a str,
     },
-    AttemptEnded(AttemptReport),
+    AttemptEnded(Box<AttemptReport>),
     /// A call under way, and what it has put out so far.
     AttemptProgressed(RequestKey, AttemptProgressed),
     /// A request that was open when its owner changed.

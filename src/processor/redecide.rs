@@ -198,7 +198,7 @@ fn of_event<'a>(commit: &Commit, organization: &OrganizationId, request: &Reques
     let key = key_of(organization, &request.request_id);
     let calls_again = commit.facts.iter().any(|fact| matches!(fact, Fact::AttemptStarted(_)));
     Some(match (commit.input, commit.facts.first()?) {
-        (InputKind::Provider, Fact::AttemptEnded(posting)) => Input::AttemptEnded(AttemptReport {
+        (InputKind::Provider, Fact::AttemptEnded(posting)) => Input::AttemptEnded(Box::new(AttemptReport {
             key,
             attempt: posting.attempt,
             called: posting.usage_source != UsageSource::None,
@@ -213,7 +213,7 @@ fn of_event<'a>(commit: &Commit, organization: &OrganizationId, request: &Reques
             time_to_first_token_ms: posting.time_to_first_token_ms,
             duration_ms: posting.duration_ms.unwrap_or(0),
             body: None,
-        }),
+        })),
         (InputKind::Provider, Fact::AttemptProgressed(progressed)) => Input::AttemptProgressed(key, *progressed),
         (InputKind::Takeover, Fact::AttemptEnded(posting)) => {
             Input::TakenOver { key, has_body: calls_again, simulated: posting.simulated }

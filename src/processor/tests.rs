@@ -232,7 +232,7 @@ impl Driver {
             duration_ms: 9,
             ..ended(key(), attempt, end, summary)
         };
-        self.decide(&Input::AttemptEnded(report))
+        self.decide(&Input::AttemptEnded(Box::new(report)))
     }
 
     /// What a reader of the journal alone comes to.
@@ -474,7 +474,7 @@ fn a_call_that_was_never_made_costs_nothing() {
     for end in [AttemptEnd::Cancelled, failed(FailureClass::Deadline)] {
         let mut driver = Driver::new();
         driver.ask(&hello("two"));
-        let (facts, _) = driver.decide(&Input::AttemptEnded(AttemptReport {
+        let (facts, _) = driver.decide(&Input::AttemptEnded(Box::new(AttemptReport {
             key: key(),
             attempt: 1,
             called: false,
@@ -485,7 +485,7 @@ fn a_call_that_was_never_made_costs_nothing() {
             time_to_first_token_ms: None,
             duration_ms: 0,
             body: None,
-        }));
+        })));
         let Fact::AttemptEnded(posting) = &facts[0] else { panic!("{facts:?}") };
         assert_eq!((posting.usage_source, posting.cost_pico_usd), (UsageSource::None, Some(PicoUsd::ZERO)));
         assert_eq!(posting.finish_reason.as_ref().map(String::len), Some(64), "a finish reason is a word");

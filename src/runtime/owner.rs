@@ -394,7 +394,7 @@ impl Owner {
             Report::Progressed(key, progressed) => Input::AttemptProgressed(key, progressed),
             Report::Ended(report) => {
                 self.calls.remove(&report.key);
-                Input::AttemptEnded(*report)
+                Input::AttemptEnded(report)
             }
         };
         self.decide(shell, &input, clock::now(), None)

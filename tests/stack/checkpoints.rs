@@ -7,9 +7,13 @@ use rdkafka::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
+use tollstream::audit::reader::Reader;
+use tollstream::audit::statement::Statement;
+use tollstream::domain::Timestamp;
 use tollstream::domain::ids::partition_of;
 use tollstream::records::Topic;
 use tollstream::records::state::{Marker, Piece, StateRecord};
+use tollstream::runtime::clock;
 use tollstream::runtime::kafka;
 use tollstream::runtime::publisher::Publisher;
 use tollstream::runtime::restore::{Restore, Takeover};
@@ -99,6 +103,22 @@ async fn take_over(world: &World) -> Takeover {
     taken.expect("a thread").expect("taken over")
 }
 
+/// What the journal says at a moment, and how many of its entries were read for that.
+async fn statement(world: &World, at: Option<Timestamp>) -> (Statement, u64) {
+    let reader = Reader {
+        kafka: world.config.kafka.clone(),
+        codec: world.codec.clone(),
+        handle: tokio::runtime::Handle::current(),
+        progress: indicatif::ProgressBar::hidden(),
+    };
+    let read = move || {
+        let organization = ORGANIZATION.parse().expect("an id");
+        let statement = reader.statement(&organization, at, clock::now(), None).expect("a statement");
+        (statement, reader.progress.length().expect("a length"))
+    };
+    tokio::task::spawn_blocking(read).await.expect("a thread")
+}
+
 async fn overwrite(world: &World, key: &str, payload: &[u8]) {
     world.produce_with_key(Topic::State, partition(), key.as_bytes(), payload).await;
 }
@@ -127,6 +147,14 @@ async fn a_takeover_begins_behind_the_latest_checkpoint_that_is_whole() {
     assert_eq!(short.begin, latest.journal_offset + 1);
     assert!(short.stale.contains(&Marker::key(latest.tenure, latest.slot)));
 
+    // So does a balance of now; one of a moment before the checkpoints reads the journal from its beginning.
+    let (now, read) = statement(&world, None).await;
+    assert_eq!(now.state, *short.tenure.state());
+    assert_eq!(read, (now.journal_offset - short.begin).unsigned_abs());
+    let (then, read) = statement(&world, Some(Timestamp::from_millis(earlier.clock.as_millis() - 1))).await;
+    assert!(then.journal_offset <= earlier.journal_offset && then.journal_offset < now.journal_offset);
+    assert_eq!(read, now.journal_offset.unsigned_abs());
+
     // A part of the latest is damaged: the one before is taken, if it is still whole.
     let parts = kept(&world).await;
     let slot = format!("{}/{}/", latest.tenure, latest.slot);
@@ -143,6 +171,7 @@ async fn a_takeover_begins_behind_the_latest_checkpoint_that_is_whole() {
     assert_eq!(whole.begin, 0);
     assert!(whole.tenure.state().memory.settlements().1.count() >= 30);
     assert_eq!(whole.tenure.state(), longer.tenure.state());
+    assert_eq!(statement(&world, None).await.0.state, *whole.tenure.state());
     assert_eq!(whole.tenure.state(), short.tenure.state());
 
     // The next owner keeps its own, and removes what is left of others.

@@ -273,6 +273,7 @@ async fn the_whole_life_over_http_and_it_holds_on_another_process_within_a_secon
         (Method::DELETE, "organizations/acme", Value::Null, 409, "in_use", ""),
         (Method::DELETE, "plans/none", Value::Null, 404, "not_found", ""),
         (Method::POST, "plans/team/revoke", Value::Null, 404, "unknown_url", ""),
+        (Method::GET, "organizations/nobody/balance", Value::Null, 404, "not_found", ""),
     ];
     for (method, path, body, status, code, param) in table {
         let (found, said) = operator.ask(method, path, body.clone(), None).await;
@@ -280,6 +281,15 @@ async fn the_whole_life_over_http_and_it_holds_on_another_process_within_a_secon
             (found.as_u16(), said["error"]["code"].as_str(), said["error"]["param"].as_str().unwrap_or_default());
         assert_eq!(error, (status, Some(code), param), "{path} {body}: {said}");
     }
+
+    // Who has spent nothing has all of it.
+    let balance = operator.well(Method::GET, "organizations/acme/balance", Value::Null).await;
+    let day = &balance["account"]["day"];
+    assert_eq!(
+        (&day["posted_usd"], &day["limit_usd"], &day["left_usd"]),
+        (&json!("0.00"), &json!("25.00"), &json!("25.00"))
+    );
+    assert_eq!((&balance["account"]["month"]["limit_usd"], &balance["open_requests"]), (&Value::Null, &json!(0)));
 
     // A revocation holds on the other process within a second, an expiry by itself.
     let revoked = operator.well(Method::POST, &format!("keys/{id}/revoke"), Value::Null).await;

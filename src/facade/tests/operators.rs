@@ -8,7 +8,7 @@ use super::*;
 use crate::config::AdminKey;
 use crate::control::Tables;
 use crate::facade::admin::{self, Admin};
-use crate::facade::{Guard, Operators, operators};
+use crate::facade::{Guard, Operators, Statements, operators};
 use crate::runtime::control::Control;
 use crate::runtime::control_writer::ControlWriter;
 use crate::telemetry;
@@ -22,7 +22,8 @@ pub fn of(tables: Tables, key: Option<&str>) -> Operators {
     let codec = Arc::new(Codec::offline().unwrap());
     Operators {
         control: Control::fixed(tables),
-        writer: ControlWriter::new(kafka, codec, publisher),
+        writer: ControlWriter::new(kafka.clone(), codec.clone(), publisher),
+        statements: Statements::new(kafka, codec),
         key: key.map(|key| AdminKey::of_secret(key).unwrap()),
         guard: Guard::default(),
     }
@@ -67,6 +68,12 @@ async fn only_an_operator_is_let_in() {
         ("/admin/v1/doors", ADMIN, 404, "unknown_url"),
         ("/admin/v1/keys?limit=0", ADMIN, 400, "invalid_value"),
         ("/admin/v1/keys?colour=1", ADMIN, 400, "invalid_value"),
+        ("/admin/v1/keys/key_acme/balance", ADMIN, 404, "unknown_url"),
+        ("/admin/v1/organizations/acme/balance", fixtures::KEY, 403, "insufficient_scope"),
+        ("/admin/v1/organizations/acme/balance?at=yesterday", ADMIN, 400, "invalid_value"),
+        ("/admin/v1/organizations/acme/balance?at=2999-01-01T00:00:00Z", ADMIN, 400, "invalid_value"),
+        ("/admin/v1/organizations/acme/balance?since=1", ADMIN, 400, "invalid_value"),
+        ("/admin/v1/organizations/no%20id/balance", ADMIN, 404, "not_found"),
     ];
     for (path, key, status, code) in table {
         let (found, body) = listening.get(path, key).await;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::control::Change;
 use crate::domain::KeyId;
-use crate::processor::ledger::Balance;
+use crate::processor::ledger::{Balance, KeyBooks};
 use crate::records::control::{Budget, Entity, EntityKind, Key, Limits, ModelLimits, Plan, Spend, Stamp, WhenShort};
 use crate::records::journal::{Account, Overdrawn, Period, RequestRefused, Reservation, ThresholdCrossed};
 
@@ -55,7 +55,7 @@ impl Driver {
         let key = RequestKey { request: RequestId::parse(&format!("q{id}")).unwrap(), ..key() };
         let attempt = self.state.open(&key).map_or(0, |open| open.attempt);
         let report = ended(key, attempt, end, summary);
-        self.decide(&Input::AttemptEnded(report)).0
+        self.decide(&Input::AttemptEnded(Box::new(report))).0
     }
 
     fn balance(&self) -> Balance {
@@ -325,6 +325,30 @@ fn an_organization_that_rests_keeps_only_what_it_posted() {
     assert_eq!((rested.meter(), rested.keys().count()), (Default::default(), 0));
     assert_eq!(rested.posted, busy.posted);
     assert_eq!(driver.rebuilt(), driver.state);
+}
+
+#[test]
+fn what_a_key_posted_is_kept_for_as_long_as_it_counts() {
+    let spend = Spend { day: None, month: Some(PicoUsd::new(1_000_000)) };
+    let mut driver = Driver::with_plan(Plan::default()).with_key(Limits::NONE, spend);
+    let with_key = Chat { key_id: Some(KeyId::parse("k").unwrap()), ..hello("two") };
+    let at_rest = |driver: &mut Driver, days: i64, id: u32| {
+        driver.now = at(1_000 + days * 86_400_000);
+        driver.decide(&Input::Skip { source_offset: i64::from(id), reason: "undecodable" });
+        assert_eq!(driver.rebuilt(), driver.state);
+        let books = driver.state.ledger.books(&key().organization);
+        assert_eq!((books.open(), books.models().count()), (0, 0));
+        let month = |key: &KeyBooks| key.posted.map(|posted| posted.month);
+        books.keys().map(|(_, key)| month(key)).collect::<Vec<_>>()
+    };
+    for (id, days) in [(0, 1), (1, 2)] {
+        driver.asks(id, &with_key);
+        driver.ends(id, AttemptEnd::Completed, reported(5, 5));
+        let posted = PicoUsd::new(15_000 * i128::from(id + 1));
+        assert_eq!(at_rest(&mut driver, days, 100 + id), [Some(posted)]);
+    }
+    assert_eq!(at_rest(&mut driver, 32, 110).len(), 1);
+    assert_eq!(at_rest(&mut driver, 33, 111), []);
 }
 
 #[test]
