@@ -246,6 +246,8 @@ impl Asker<'_> {
         let list = self.list(topic, partitions, Offset::Invalid)?;
         let committed = consumer.committed_offsets(list, CALL_TIMEOUT).map_err(|e| self.failed(e))?;
         let elements = committed.elements();
+        // One that is not told must not look like one that was never made.
+        elements.iter().try_for_each(|e| e.error()).map_err(|e| self.failed(e))?;
         Ok(elements
             .iter()
             .filter_map(|e| Some((e.partition(), e.offset().to_raw()?)))

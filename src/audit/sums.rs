@@ -382,7 +382,7 @@ fn different(places: [&str; 2], one: &Sum, other: &Sum) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use super::*;
@@ -647,10 +647,8 @@ mod tests {
                 plant(&mut places);
                 let found = violations(&places.audit(every).0);
                 assert_eq!(found.len(), says.len(), "{name}: {found:?}");
-                if every > 1 {
-                    let told: BTreeSet<_> = says.iter().filter(|s| found.iter().any(|f| f.contains(**s))).collect();
-                    assert!(every == 2 || told.len() == says.len(), "{name}: {found:?}");
-                }
+                let all_told = says.iter().all(|says| found.iter().any(|found| found.contains(says)));
+                assert!(all_told || every < 100, "{name}: {found:?}");
             }
         }
     }
