@@ -4,7 +4,7 @@
 //! number: it commits when that is acknowledged. What the sink's group has committed on `usage` is in ClickHouse likewise.
 //! Both positions are asked for before the end of what they speak of, so whatever they vouch for is found; what is behind
 //! them is lag. Records of `usage` may stand in another order than on the journal (Kafka did not take one at once) and
-//! come again (a restart), so a stretch of the journal may have several on `usage`: see [`Index`].
+//! come again (a restart), so a stretch of the journal may have several on `usage`: see `Index`.
 
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};

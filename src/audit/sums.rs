@@ -79,7 +79,7 @@ pub struct Reach {
     pub inserted: i64,
 }
 
-/// What is not where it has to be one day, and need not be yet.
+/// What need not be there yet, and is not compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Lag {
     /// Postings of the journal.
@@ -88,7 +88,7 @@ pub struct Lag {
     pub not_inserted: u64,
 }
 
-/// Two places that are compared, of each how much the former says that the latter must have.
+/// What is compared: what the journal says must be on `usage` with what is there, and the same for ClickHouse.
 #[derive(Debug, Clone, Copy)]
 enum Side {
     OnUsage,
@@ -141,10 +141,6 @@ impl Sums {
 
     pub fn partition(&self) -> i32 {
         self.partition
-    }
-
-    pub fn reach(&self) -> &Reach {
-        &self.reach
     }
 
     /// Takes the next entry of the journal.
@@ -225,11 +221,8 @@ impl Sums {
             return;
         }
         let tokens = classes(&posting.tokens);
-        let key = Key {
-            organization: posting.organization.clone(),
-            model: posting.model.clone(),
-            hour: posting.at.as_millis().div_euclid(HOUR_MS),
-        };
+        let key =
+            Key { organization: posting.organization.clone(), model: posting.model.clone(), hour: hour(posting.at) };
         let digest = self.hasher.hash_one((&key, posting.at, posting.cost, tokens));
         let id = (*journal_offset, *journal_index);
         match self.seen.get(&id) {
