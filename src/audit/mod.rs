@@ -1,8 +1,8 @@
 //! `tollstream audit`: whether the invariants hold on the logs as they are. Reads; writes nothing.
 //!
-//! [`journal`] follows one partition of the journal, [`frames`] the frames of its requests on `responses`; both are pure,
-//! and are given what is on the logs in the order of the logs. [`plan`] says what of the logs is read, [`reader`] reads
-//! it in bounded memory and gives it to them. Which commits count is never decided here: `records::journal::Tenancy` says so.
+//! [`journal`] follows one partition of the journal, [`frames`] the frames of its requests on `responses`, [`sums`] what
+//! `usage` and ClickHouse have of it; all are pure, and are given what is on the logs in the order of the logs. [`plan`] says
+//! what of the logs is read, [`reader`] reads it in bounded memory and gives it to them, [`stages`] what follows the journal. Which commits count is never decided here: `records::journal::Tenancy` says so.
 
 mod ahead;
 pub mod frames;
@@ -10,7 +10,10 @@ pub mod journal;
 pub mod money;
 pub mod plan;
 pub mod reader;
+mod rows;
+pub mod stages;
 pub mod statement;
+pub mod sums;
 
 #[cfg(test)]
 mod tests;
@@ -32,6 +35,7 @@ pub enum Check {
     I2,
     I3,
     I4,
+    I5,
     I6,
     I7,
     I8,
@@ -44,11 +48,12 @@ pub enum Check {
 }
 
 impl Check {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::I1,
         Self::I2,
         Self::I3,
         Self::I4,
+        Self::I5,
         Self::I6,
         Self::I7,
         Self::I8,
@@ -66,6 +71,7 @@ impl Check {
             Self::I2 => "I2",
             Self::I3 => "I3",
             Self::I4 => "I4",
+            Self::I5 => "I5",
             Self::I6 => "I6",
             Self::I7 => "I7",
             Self::I8 => "I8",
@@ -84,6 +90,7 @@ impl Check {
             Self::I2 => "nothing is promised before it is acknowledged",
             Self::I3 => "every provider call has a commit before it",
             Self::I4 => "attempts count from 1 to at most the policy's maximum",
+            Self::I5 => "journal, usage and ClickHouse have the same sums",
             Self::I6 => "no admission takes more than a budget has",
             Self::I7 => "every reservation is resolved once",
             Self::I9 => "no provider call begins after the deadline",
@@ -102,6 +109,7 @@ impl Check {
             Self::I2 | Self::I8 => "frames",
             Self::I3 => "postings and frames",
             Self::I4 | Self::I9 => "attempts",
+            Self::I5 => "sums",
             Self::I6 => "budgets and limits",
             Self::I7 => "reservations and releases",
             Self::I10 => "partitions",

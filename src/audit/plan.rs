@@ -1,7 +1,7 @@
 //! What of the logs is read: the partitions, and where each begins and ends.
 //!
-//! The ends are taken in the order that makes them comparable while the gateway runs: the group's offsets and `responses`
-//! first, then the journal, which holds the reason of everything on them, and `requests` last.
+//! The ends are taken in the order that makes them comparable while the gateway runs: the groups' offsets, `usage` and
+//! `responses` first, then the journal, which holds the reason of everything on them, and `requests` last.
 
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range, RangeInclusive};
@@ -12,19 +12,21 @@ use rdkafka::error::KafkaError;
 use rdkafka::{Message as _, Offset, TopicPartitionList};
 
 use super::Place;
-use super::frames::{Begins, REPUBLISHED_AFTER_MAX, Retained};
+use super::frames::{Begins, CLOCK_SLACK, REPUBLISHED_AFTER_MAX, Retained};
 use super::journal::Settings;
 use super::reader::{Error, Reader};
+use super::stages::Stage;
 use crate::domain::ids::partition_of;
 use crate::domain::{OrganizationId, Timestamp};
 use crate::records::Topic;
 use crate::records::journal::Entry;
 use crate::runtime::kafka;
+use crate::{config, projection, sink};
 
 /// Most requests that are remembered for their frames at once.
 pub const REMEMBERED_MAX: u64 = 1_000_000;
 /// How long one question to the broker may take.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The consumer group of the processor, whose members are not disturbed by a look at its offsets.
 const GROUP: &str = "processor";
 
@@ -37,6 +39,8 @@ pub struct Scope {
     /// Of the journal; empty: all.
     pub partitions: Vec<RangeInclusive<i32>>,
     pub settings: Settings,
+    /// `None`: it is left out on purpose.
+    pub clickhouse: Option<config::ClickHouse>,
     /// The time at the end of the range.
     pub now: Timestamp,
 }
@@ -59,6 +63,8 @@ pub struct Source {
     pub requests: Range<i64>,
     /// Of the consumer group; not in a range that has ended.
     pub committed: Option<i64>,
+    /// Of what follows the journal; `None` when that could not be asked.
+    pub stage: Option<Stage>,
 }
 
 /// A partition of `responses`.
@@ -78,6 +84,8 @@ pub struct Plan {
     pub control: Extent,
     /// Requests that were settled before have no frames in the range.
     pub since: Timestamp,
+    /// Why it is not known how far what follows the journal is.
+    pub unstaged: Option<Error>,
     /// So many parts of the requests are looked at one after the other.
     pub parts: u64,
 }
@@ -99,7 +107,9 @@ impl Plan {
         if audited.is_empty() || scope.partitions.iter().any(is_beyond) {
             return Err(Error::NoPartition { partitions });
         }
-        let mut committed = if scope.to.is_none() { asker.committed(&audited)? } else { BTreeMap::new() };
+        let mut committed =
+            if scope.to.is_none() { asker.committed(GROUP, Topic::Requests, &audited)? } else { BTreeMap::new() };
+        let stages = asker.stages(&audited);
         let responses = asker.watermarks(Topic::Responses, &all)?;
         let responses = asker.within(Topic::Responses, responses, scope.from, scope.to)?;
         let kept = asker.watermarks(Topic::Journal, &audited)?;
@@ -113,16 +123,28 @@ impl Plan {
             Some(since) => asker.settled_after(since, &journal)?.div_ceil(REMEMBERED_MAX).max(1),
             None => 1,
         };
+        let (mut stages, mut unstaged) = match stages {
+            Ok(stages) => (stages, None),
+            Err(error) => (BTreeMap::new(), Some(error)),
+        };
         let mut sources = Vec::with_capacity(journal.len());
         for (partition, offsets) in journal {
             let low = kept.get(&partition).map_or(0, |kept| kept.start);
             let start = asker.tenure_at(partition, &offsets)?.clamp(low, offsets.start);
+            let stage = stages.remove(&partition);
+            let end = kept.get(&partition).map_or(0, |kept| kept.end);
+            let stage = stage.map(|stage| asker.staged(stage, partition, start..end)).transpose();
+            let stage = stage.unwrap_or_else(|error| {
+                unstaged.get_or_insert(error);
+                None
+            });
             sources.push(Source {
                 journal: Extent { topic: Topic::Journal, partition, offsets: start..offsets.end },
                 begins: if start == 0 { Begins::AtTheBeginning } else { Begins::AtTenure(None) },
                 cut: start == low && low > 0,
                 requests: requests.remove(&partition).unwrap_or(0..0),
                 committed: committed.remove(&partition),
+                stage,
             });
         }
         let is_range = scope.from.is_some() || scope.to.is_some();
@@ -135,6 +157,7 @@ impl Plan {
             answers,
             control,
             since: since.unwrap_or(Timestamp::from_millis(i64::MAX)),
+            unstaged,
             parts,
         })
     }
@@ -143,7 +166,8 @@ impl Plan {
     pub fn records(&self) -> u64 {
         let extents = self.sources.iter().map(|s| &s.journal).chain(self.answers.iter().map(|a| &a.extent));
         let records: i64 = extents.map(|extent| extent.offsets.end - extent.offsets.start).sum();
-        records.unsigned_abs() * self.parts
+        let usage = self.sources.iter().filter_map(|s| s.stage.as_ref()).map(|s| s.usage.end - s.usage.start);
+        records.unsigned_abs() * self.parts + usage.sum::<i64>().unsigned_abs()
     }
 }
 
@@ -216,15 +240,54 @@ impl Asker<'_> {
         Ok(list)
     }
 
-    fn committed(&self, partitions: &[i32]) -> Result<BTreeMap<i32, i64>, Error> {
-        let list = self.list(Topic::Requests, partitions, Offset::Invalid)?;
-        let committed = self.consumer.committed_offsets(list, CALL_TIMEOUT).map_err(|e| self.failed(e))?;
+    /// What a group has committed of a topic, where it has.
+    fn committed(&self, group: &str, topic: Topic, partitions: &[i32]) -> Result<BTreeMap<i32, i64>, Error> {
+        let consumer = self.reader.consumer(group)?;
+        let list = self.list(topic, partitions, Offset::Invalid)?;
+        let committed = consumer.committed_offsets(list, CALL_TIMEOUT).map_err(|e| self.failed(e))?;
         let elements = committed.elements();
+        // One that is not told must not look like one that was never made.
+        elements.iter().try_for_each(|e| e.error()).map_err(|e| self.failed(e))?;
         Ok(elements
             .iter()
             .filter_map(|e| Some((e.partition(), e.offset().to_raw()?)))
             .filter(|(_, o)| *o >= 0)
             .collect())
+    }
+
+    /// How far what follows the journal is: the positions first, then the end of `usage`, which has all that they vouch for.
+    fn stages(&self, partitions: &[i32]) -> Result<BTreeMap<i32, Stage>, Error> {
+        self.partitions(Topic::Usage)?;
+        let inserted = self.committed(sink::NAME, Topic::Usage, partitions)?;
+        let projected = self.committed(projection::NAME, Topic::Journal, partitions)?;
+        let usage = self.watermarks(Topic::Usage, partitions)?;
+        let stage = |(partition, usage): (i32, Range<i64>)| {
+            let of = |positions: &BTreeMap<i32, i64>| positions.get(&partition).copied().unwrap_or(0);
+            let (projected, inserted) = (of(&projected), of(&inserted));
+            (partition, Stage { projected, inserted, low: usage.start, usage, journal_end: 0 })
+        };
+        Ok(usage.into_iter().map(stage).collect())
+    }
+
+    /// The stage of a partition of the journal of which these offsets are kept and were asked for later; it is looked at from
+    /// their start on. What was appended there or later was sent to `usage` afterwards.
+    fn staged(&self, stage: Stage, partition: i32, journal: Range<i64>) -> Result<Stage, Error> {
+        let mut stage = Stage { journal_end: journal.end, ..stage };
+        let mut appended_at = None;
+        if journal.start > 0 {
+            let extent = Extent { topic: Topic::Journal, partition, offsets: journal };
+            self.reader.each(&extent, |message| {
+                appended_at = message.timestamp().to_millis();
+                Ok(ControlFlow::Break(()))
+            })?;
+        }
+        if let Some(appended_at) = appended_at {
+            let slack = i64::try_from(CLOCK_SLACK.as_millis()).unwrap_or(i64::MAX);
+            let since = Timestamp::from_millis(appended_at.saturating_sub(slack));
+            let found = self.at(Topic::Usage, &[partition], since)?.remove(&partition).unwrap_or(stage.usage.end);
+            stage.usage.start = found.clamp(stage.usage.start, stage.usage.end);
+        }
+        Ok(stage)
     }
 
     fn watermarks(&self, topic: Topic, partitions: &[i32]) -> Result<Offsets, Error> {

@@ -17,6 +17,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 use rdkafka::{Offset, TopicPartitionList};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 
@@ -25,7 +26,11 @@ use super::frames::{Requests, Window};
 use super::journal::{self, Counts, Journal, Read};
 use super::money::Money;
 use super::plan::{Answers, Extent, Plan, Scope, Source};
-use super::{Check, Findings, Place};
+use super::rows::{Extremes, Rows};
+use super::stages::Following;
+use super::sums::Lag;
+use super::{Check, Finding, Findings, Place};
+use crate::causes::causes;
 use crate::codec::{self, Codec};
 use crate::config;
 use crate::control::rules::Rules;
@@ -35,6 +40,7 @@ use crate::records::journal::{Entry, JournalRecord, Tenancy};
 use crate::records::responses::{Frame, ResponseRecord};
 use crate::records::{EnvelopeError, Record, Topic};
 use crate::runtime::{checkpoints, kafka};
+use crate::sink;
 
 /// How long nothing may come although the end is not reached, and how long the registry may be away.
 const STALL: Duration = Duration::from_secs(30);
@@ -78,6 +84,19 @@ pub struct Report {
     pub frames: u64,
     /// Records of `requests` that are not decided yet.
     pub waiting: u64,
+    pub lag: Lag,
+    pub clickhouse: Compared,
+}
+
+/// Whether ClickHouse was compared with the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compared {
+    #[default]
+    Compared,
+    /// On purpose.
+    LeftOut,
+    Unreachable,
 }
 
 /// Reads the logs.
@@ -115,19 +134,46 @@ impl Reader {
     /// # Errors
     /// Nothing could be looked at. What could not be looked at in single partitions is in the report.
     pub fn audit(&self, scope: &Scope) -> Result<Report, Error> {
+        // Before the journal's ends are asked for: whatever it has comes from there.
+        let clickhouse = scope.clickhouse.as_ref().map(|config| self.clickhouse(config)).transpose();
         let plan = Plan::make(self, scope)?;
         let rules = self.rules(&plan.control)?;
         self.progress.set_length(plan.records());
         let mut report = Report { partitions: plan.sources.len(), ..Report::default() };
+        if let Some(error) = &plan.unstaged {
+            report.findings.blind(&[Check::I5], &error.to_string());
+        }
+        let rows = match clickhouse {
+            Ok(Some((rows, extremes))) => {
+                strange(&extremes, &plan, scope, &mut report.findings);
+                Some(rows)
+            }
+            Ok(None) => {
+                report.clickhouse = Compared::LeftOut;
+                None
+            }
+            Err(error) => {
+                report.clickhouse = Compared::Unreachable;
+                report.findings.blind(&[Check::I5], &causes(&error));
+                None
+            }
+        };
         let hasher = RandomState::new();
         for part in 0..plan.parts {
             let window = Window { since: plan.since, part, parts: plan.parts, hasher: hasher.clone() };
             let money = || (part == 0).then(|| Money::new(rules.clone(), scope.settings.redecides));
-            let read = in_parallel(&plan.sources, |source| self.journal(source, scope, window.clone(), money()));
+            let follows = |source: &Source| source.stage.clone().filter(|_| part == 0);
+            let read = in_parallel(&plan.sources, |source| {
+                let stage = follows(source);
+                let following =
+                    stage.as_ref().map(|stage| Following::begin(self, source.journal.partition, stage, rows.as_ref()));
+                self.journal(source, scope, window.clone(), money(), following)
+            });
             let mut remembered = Remembered::new();
             for (source, read) in plan.sources.iter().zip(read) {
                 match read {
-                    Ok((read, requests)) => {
+                    Ok((read, requests, lag)) => {
+                        report.lag.add(lag);
                         remembered.insert(source.journal.partition, Mutex::new(requests));
                         if part == 0 {
                             self.decided(source, read, &mut report);
@@ -155,7 +201,8 @@ impl Reader {
         scope: &Scope,
         window: Window,
         money: Option<Money>,
-    ) -> Result<(Read, Requests), Error> {
+        following: Option<Result<Following<'_>, Error>>,
+    ) -> Result<(Read, Requests, Lag), Error> {
         let Extent { partition, offsets, .. } = &source.journal;
         let mut journal = Journal::new(*partition, source.begins, scope.settings, window);
         if source.cut {
@@ -165,13 +212,38 @@ impl Reader {
         if let Some(money) = money {
             journal.reckon(money);
         }
+        let (mut following, unable) = match following.transpose() {
+            Ok(following) => (following, None),
+            Err(error) => (None, Some(error)),
+        };
         let bound = |error| Error::Bound { partition: *partition, source: error };
         let read = |ahead: &mut Ahead| self.each_given(&source.journal, ahead);
         read_ahead(read, |offset, payload| {
             let place = Place { topic: Topic::Journal, partition: *partition, offset };
-            journal.take(offset, &self.entry(place, payload)?).map_err(bound)
+            let entry = self.entry(place, payload)?;
+            if let Some(following) = &mut following {
+                following.take(offset, &entry);
+            }
+            journal.take(offset, &entry).map_err(bound)
         })?;
-        Ok(journal.finish(scope.now))
+        let (mut read, requests) = journal.finish(scope.now);
+        let mut lag = Lag::default();
+        if let Some(following) = following {
+            let (findings, behind) = following.finish();
+            read.findings.merge(findings);
+            lag = behind;
+        }
+        if let Some(error) = unable {
+            read.findings.blind(&[Check::I5], &error.to_string());
+        }
+        Ok((read, requests, lag))
+    }
+
+    /// The table of rows, and how far they reach.
+    fn clickhouse(&self, config: &config::ClickHouse) -> Result<(Rows, Vec<Extremes>), sink::Error> {
+        let rows = Rows::new(config)?;
+        let extremes = self.handle.block_on(rows.extremes())?;
+        Ok((rows, extremes))
     }
 
     /// The rules of every moment.
@@ -337,7 +409,7 @@ impl Reader {
     }
 
     /// Gives the records of the extent on.
-    fn each_given(&self, extent: &Extent, ahead: &mut Ahead) -> Result<(), Error> {
+    pub(super) fn each_given(&self, extent: &Extent, ahead: &mut Ahead) -> Result<(), Error> {
         self.each(extent, |message| Ok(ahead.give(message.offset(), message.payload().unwrap_or_default())))
     }
 
@@ -346,7 +418,7 @@ impl Reader {
         Entry::try_from(self.decode::<JournalRecord>(place, payload)?).map_err(unreadable)
     }
 
-    fn decode<T: Record + DeserializeOwned>(&self, place: Place, payload: &[u8]) -> Result<T, Error> {
+    pub(super) fn decode<T: Record + DeserializeOwned>(&self, place: Place, payload: &[u8]) -> Result<T, Error> {
         self.decode_payload(payload).map_err(|error| match error {
             error @ codec::Error::Registry { .. } => Error::Registry(error),
             error => Error::Unreadable { place, detail: error.to_string() },
@@ -375,6 +447,24 @@ fn beginning(first: &Entry) -> Tenancy {
     match first {
         Entry::OwnershipTaken(_) => Tenancy::VACANT,
         Entry::Commit(commit) => Tenancy { tenure: Some(commit.tenure), next_sequence: commit.sequence },
+    }
+}
+
+/// I5: rows of what has never been on the journal.
+fn strange(extremes: &[Extremes], plan: &Plan, scope: &Scope, findings: &mut Findings) {
+    for Extremes { partition, first, last } in extremes {
+        let source = plan.sources.iter().find(|source| source.journal.partition == *partition);
+        let end = match (source.and_then(|source| source.stage.as_ref()), u32::try_from(*partition)) {
+            (Some(stage), _) => stage.journal_end,
+            (None, Ok(number)) if number < plan.partitions => continue,
+            (None, _) if scope.partitions.is_empty() => 0,
+            (None, _) => continue,
+        };
+        for offset in [first, last].into_iter().filter(|offset| !(0..end).contains(*offset)) {
+            let place = Place { topic: Topic::Journal, partition: *partition, offset: *offset };
+            let what = format!("ClickHouse has rows of offset {offset}; the journal ends at {end}");
+            findings.violated(Check::I5, || Finding { place, request: None, what });
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use super::connection::Connection;
 use super::output;
 use crate::audit::journal::Settings;
 use crate::audit::plan::Scope;
-use crate::audit::reader::{Reader, Report};
+use crate::audit::reader::{Compared, Reader, Report};
 use crate::audit::{Check, Finding, Seen, Verdict};
 use crate::causes::causes;
 use crate::codec::{Codec, Registry};
@@ -49,6 +49,9 @@ pub struct Audit {
     /// Decide every commit again and compare the facts
     #[arg(long)]
     pub redecide: bool,
+    /// Leave ClickHouse out: hold the journal against usage only
+    #[arg(long)]
+    pub no_clickhouse: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -154,6 +157,7 @@ async fn audit(arguments: &Audit) -> anyhow::Result<Report> {
             no_faults: arguments.no_faults,
             redecides: arguments.redecide,
         },
+        clickhouse: (!arguments.no_clickhouse).then(|| config.clickhouse.clone()),
         now: to.map_or(now, |to| to.min(now)),
     };
     let reader = reader(config)?;
@@ -190,7 +194,7 @@ fn show(report: &Report, elapsed: Duration) {
         let looked_at = format!("{} {}", seen.looked_at, check.counts());
         vec![
             check.name().into(),
-            check.states().into(),
+            states(report, *check).into(),
             verdict(seen.verdict()).into(),
             looked_at,
             seen.violations.to_string(),
@@ -204,7 +208,7 @@ fn show(report: &Report, elapsed: Duration) {
             continue;
         }
         output::line("");
-        output::line(&format!("{} {}", check.name(), check.states()));
+        output::line(&format!("{} {}", check.name(), states(report, check)));
         for finding in &seen.first {
             output::line(&format!("  {}: {}{}", finding.place, of(finding), finding.what));
         }
@@ -226,17 +230,31 @@ fn shown(report: &Report) -> Vec<(Check, &Seen)> {
     checks.filter(|(check, seen)| *check != Check::Redecided || seen.looked_at > 0).collect()
 }
 
+/// What must hold, of that which was looked at.
+fn states(report: &Report, check: Check) -> &'static str {
+    match (check, report.clickhouse) {
+        (Check::I5, Compared::LeftOut) => "journal and usage have the same sums; ClickHouse left out",
+        _ => check.states(),
+    }
+}
+
 fn summary(report: &Report, elapsed: Duration) -> String {
     let counts = &report.counts;
     let aside = match counts.not_redecided {
         0 => String::new(),
         some => format!("\n{some} refusals were not decided again: their reason is in content"),
     };
+    let rows = match report.clickhouse {
+        Compared::Compared => format!("{} not inserted yet", report.lag.not_inserted),
+        Compared::LeftOut => "ClickHouse left out".to_owned(),
+        Compared::Unreachable => "ClickHouse out of reach".to_owned(),
+    };
     let decided = counts.admitted + counts.refused + counts.cancels + counts.duplicates + counts.set_aside;
     format!(
         "{} partitions: {} commits of {} tenures ({} ineffective), {} frames\n\
          {decided} records decided: {} admitted ({} settled, {} open), {} refused, {} cancels, {} duplicates, {} set aside; \
-         {} waiting{aside}\n{} in {:.1} s, {:.0} commits/s",
+         {} waiting{aside}\n\
+         {} postings not projected yet, {rows}\n{} in {:.1} s, {:.0} commits/s",
         report.partitions,
         counts.commits,
         counts.tenures,
@@ -250,6 +268,7 @@ fn summary(report: &Report, elapsed: Duration) -> String {
         counts.duplicates,
         counts.set_aside,
         report.waiting,
+        report.lag.not_projected,
         verdict(report.findings.verdict()),
         elapsed.as_secs_f64(),
         per_second(report, elapsed),
@@ -270,7 +289,7 @@ fn describe(report: &Report, elapsed: Duration) -> Value {
     let checks = shown(report).into_iter().map(|(check, seen)| {
         json!({
             "check": check.name(),
-            "states": check.states(),
+            "states": states(report, check),
             "verdict": seen.verdict(),
             "looked_at": seen.looked_at,
             "counts": check.counts(),
@@ -286,6 +305,9 @@ fn describe(report: &Report, elapsed: Duration) -> Value {
         "counts": report.counts,
         "frames": report.frames,
         "waiting": report.waiting,
+        "clickhouse": report.clickhouse,
+        "not_projected": report.lag.not_projected,
+        "not_inserted": report.lag.not_inserted,
         "seconds": elapsed.as_secs_f64(),
         "commits_per_second": per_second(report, elapsed).round(),
     })

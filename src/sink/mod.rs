@@ -35,9 +35,10 @@ use crate::telemetry::health::Health;
 use batch::{Batch, Letter};
 use metrics::Counters;
 use writer::Writer;
+pub(crate) use writer::{bounded, client};
 
 /// Name of the component and of its consumer group.
-const NAME: &str = "sink";
+pub(crate) const NAME: &str = "sink";
 /// How often what is due is looked after; also heals a lost wake-up of the consumer.
 const TICK: Duration = Duration::from_millis(100);
 /// How long a clean stop waits for ClickHouse; what is not in it then is read again next time.

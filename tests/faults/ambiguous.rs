@@ -114,7 +114,7 @@ async fn what_is_produced_again_after_a_cut_is_decided_once() {
         world.assert_rows_are_the_journal(journal.read_all()).await;
         assert_eq!(engines.status(Engine::Kafka).restarts, 0);
         gateway.stop().await;
-        world.audit();
+        world.audit_with_rows().await;
         engines.stop().await;
     })
     .await;

@@ -153,7 +153,7 @@ async fn kill_at(world: &World, point: Failpoint, key: &str) {
     }
     world.assert_rows_are_the_journal(journal.read_all()).await;
     successor.stop().await;
-    world.audit();
+    world.audit_with_rows().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -68,7 +68,7 @@ async fn assert_balanced(world: &World) {
     );
     assert_eq!(balance["open_requests"], 0, "{balance:#}");
     world.assert_rows_are_the_journal(&journal.read).await;
-    let report = world.audit();
+    let report = world.audit_with_rows().await;
     let looked_at = |name: &str| {
         let checks = report["checks"].as_array().expect("checks");
         checks.iter().find(|check| check["check"] == name).and_then(|check| check["looked_at"].as_u64()).unwrap_or(0)

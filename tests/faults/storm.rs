@@ -237,7 +237,8 @@ async fn processors_that_come_and_go_and_engines_that_fail_lose_nothing() {
             process.stop().await;
         }
         books.stop().await;
-        let report = world.audit();
+        let report = world.audit_with_rows().await;
+        assert_eq!(report["not_projected"], 0, "{report:#}");
         println!("{}", report["counts"]);
         if let Some(own) = own {
             for engine in Engine::ALL {

@@ -150,7 +150,7 @@ async fn an_owner_that_was_stopped_past_its_session_counts_for_nothing_when_it_w
         assert_eq!(by_first.len(), 1, "it called again: {by_first:?}");
         first.stop().await;
         books.stop().await;
-        world.audit();
+        world.audit_with_rows().await;
     })
     .await;
 }

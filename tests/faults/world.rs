@@ -209,6 +209,18 @@ impl World {
         assert_eq!(found, (Ok(journal.postings), Some(journal.cost)));
     }
 
+    /// The invariants hold on the logs, and on their sums in ClickHouse, where rows are; returns the report.
+    pub async fn audit_with_rows(&self) -> serde_json::Value {
+        // Rows are there a little before it is committed that they are.
+        eventually("sums to compare", async || {
+            let report = self.audit();
+            let checks = report["checks"].as_array().expect("checks");
+            let sums = checks.iter().find(|check| check["check"] == "I5").expect("I5");
+            (sums["looked_at"].as_u64() > Some(0)).then_some(report)
+        })
+        .await
+    }
+
     /// The invariants hold on the logs; returns the report.
     pub fn audit(&self) -> serde_json::Value {
         let (code, report) = tokio::task::block_in_place(|| audit(&self.config, &["--redecide"]));
