@@ -11,13 +11,15 @@ use std::time::Duration;
 
 use super::{Check, Finding, Findings, Place};
 use crate::domain::{RequestKey, Timestamp};
+use crate::processor::memory::TERMINAL_WINDOW;
 use crate::records::Outcome;
 use crate::records::responses::{Frame, FrameBody, Terminal};
 
 /// How far the clocks of brokers and owners may stand apart where times of both are compared.
 pub const CLOCK_SLACK: Duration = Duration::from_secs(60);
 
-/// How long after its settlement a terminal may be published again: a takeover repeats the last minutes.
+/// How long after its settlement a terminal may be published again while a partition is owned: a takeover repeats the last
+/// minutes of its clock.
 pub const REPUBLISHED_AFTER_MAX: Duration = Duration::from_secs(600);
 
 /// Which requests are remembered for their frames.
@@ -161,15 +163,21 @@ impl Requests {
         true
     }
 
-    /// Whether the request of a frame would be known if there was one. The terminal of an earlier tenure may have been
-    /// published again.
+    /// Whether the request of a frame would be known if there was one. A terminal may have been published again, which
+    /// carries the partition's time: that stands still while nobody owns it, so its settlement may be older than anything
+    /// that is remembered.
     fn is_covered(&self, frame: &Frame) -> bool {
-        match self.begins {
-            Begins::AtTheBeginning => true,
-            Begins::AtTenure(first) => first.is_some_and(|(first, since)| match frame.body {
-                FrameBody::Content(_) => frame.tenure >= first,
-                FrameBody::Terminal(_) => frame.tenure >= first && frame.at > since.plus(REPUBLISHED_AFTER_MAX),
-            }),
+        let first = match self.begins {
+            Begins::AtTheBeginning => None,
+            Begins::AtTenure(Some((first, since))) if frame.tenure >= first => Some(since),
+            Begins::AtTenure(_) => return false,
+        };
+        match frame.body {
+            FrameBody::Content(_) => true,
+            FrameBody::Terminal(_) => {
+                let is_of_the_range = first.is_none_or(|since| frame.at > since.plus(REPUBLISHED_AFTER_MAX));
+                is_of_the_range && frame.at > self.window.since.plus(TERMINAL_WINDOW)
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use tollstream::records::Topic;
 use tollstream::records::requests::Request;
 
 use super::suite;
-use super::world::{Ask, World};
+use super::world::{Ask, World, add_organizations};
 use crate::stack::fixture::{Engines, key};
 use crate::stack::process::{Launch, Process};
 use crate::stack::stream::{ORGANIZATION, chat};
@@ -72,7 +72,7 @@ async fn load(world: &World, run: &str) -> Vec<Ask> {
         Ask::streamed(&name("streamed"), 10, 20),
         Ask::whole(&name("whole")),
         Ask::streamed(&name("other-streamed"), 10, 20).of(OTHER),
-        Ask::whole(&name("other-whole")).of(OTHER),
+        Ask::whole(&name("other-whole")).of(OTHER).without_key(),
         cancelled.clone(),
     ]
     .map(|ask| ask.heard_on(FACADE_PARTITION));
@@ -158,7 +158,8 @@ async fn kill_at(world: &World, point: Failpoint, key: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_is_killed_anywhere_loses_and_repeats_nothing() {
-    let mut world = World::with(&Engines::shared(), "kill", None, &[OTHER.to_owned()]).await;
+    let mut world =
+        World::with(&Engines::shared(), "kill", None, |seeds| add_organizations(seeds, [OTHER.to_owned()])).await;
     assert_ne!(world.partition(ORGANIZATION), world.partition(OTHER));
     world.config.facade.responses_partition = Some(FACADE_PARTITION);
     // The successor has its predecessor's place in the groups at once, not when the session has timed out.

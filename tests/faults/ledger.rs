@@ -1,7 +1,5 @@
 //! Budgets and limits under many at once: through several facades, with clients that vanish and an owner that is killed.
 
-use std::process::Command;
-
 use futures_util::future::join_all;
 use reqwest::StatusCode;
 use serde_json::Value;
@@ -10,7 +8,7 @@ use tollstream::domain::PicoUsd;
 use tollstream::records::control::{Budget, Entity, Key, Limits, Organization, Plan, Spend};
 
 use super::suite;
-use super::world::{Ask, World};
+use super::world::{Ask, World, post};
 use crate::stack::fixture::eventually;
 use crate::stack::process::{Launch, Process};
 use crate::stack::stream::Producer;
@@ -40,49 +38,14 @@ fn for_ten() -> Plan {
     Plan { output_cap: Some(OUTPUT_CAP), budget, ..Plan::default() }
 }
 
-/// What `tollstream balance` says of the organization.
-fn balance(world: &World) -> Value {
-    let kafka = &world.config.kafka;
-    let output = Command::new(env!("CARGO_BIN_EXE_tollstream"))
-        .args(["balance", ORGANIZATION, "--json", "--brokers", &kafka.brokers, "--topic-prefix", &kafka.topic_prefix])
-        .args(["--registry", &world.config.registry.url])
-        .output()
-        .expect("tollstream runs");
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"))
-}
-
-fn usd(value: &Value) -> PicoUsd {
-    value.as_str().unwrap_or_else(|| panic!("{value}")).parse().expect("dollars")
-}
-
-/// Posted is the sum of the journal's postings, nothing is reserved, and the books prove it.
+/// What the rows, the balances and the invariants say.
 async fn assert_balanced(world: &World) {
-    let mut journal = world.journal();
-    let cost = PicoUsd::new(journal.read_all().cost);
-    let balance = balance(world);
-    let account = &balance["account"];
-    assert_eq!(
-        (usd(&account["month"]["posted_usd"]), usd(&account["reserved_usd"])),
-        (cost, PicoUsd::ZERO),
-        "{balance:#}"
-    );
-    assert_eq!(balance["open_requests"], 0, "{balance:#}");
-    world.assert_rows_are_the_journal(&journal.read).await;
-    let report = world.audit_with_rows().await;
-    let looked_at = |name: &str| {
-        let checks = report["checks"].as_array().expect("checks");
-        checks.iter().find(|check| check["check"] == name).and_then(|check| check["looked_at"].as_u64()).unwrap_or(0)
-    };
-    assert!(["I6", "I7", "I9", "redecided"].iter().all(|check| looked_at(check) > 0), "{report:#}");
+    world.assert_rows_are_the_journal(world.journal().read_all()).await;
+    world.audit_with_rows().await;
 }
 
 fn facade(world: &World, instance: &str) -> Process {
     world.process(Launch { instance, roles: Some("facade"), failpoint: None })
-}
-
-fn post(facade: &Process, ask: &Ask) -> reqwest::RequestBuilder {
-    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-    client.post(format!("{}/v1/chat/completions", facade.facade)).bearer_auth(SECRET).json(&ask.body())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,7 +63,7 @@ async fn two_hundred_at_once_through_three_facades_on_a_budget_for_ten() {
         let answers = asks.iter().zip(facades.iter().cycle()).map(|(ask, facade)| {
             let told = told.clone();
             async move {
-                let answer = post(facade, ask).send().await.expect("an answer");
+                let answer = post(facade, SECRET, ask).send().await.expect("an answer");
                 if answer.status() == StatusCode::TOO_MANY_REQUESTS {
                     told.send(()).expect("heard");
                 }
@@ -172,7 +135,7 @@ async fn five_at_a_time_with_a_hundred_clients_that_vanish() {
         let asks: Vec<Ask> = (0..100).map(|n| Ask::streamed(&format!("vanish-{n}"), 4, 1).held_for("owner")).collect();
         let mut clients = tokio::task::JoinSet::new();
         for ask in &asks {
-            let request = post(&front, ask);
+            let request = post(&front, SECRET, ask);
             clients.spawn(async move { request.send().await.expect("an answer").status() });
         }
         let mut refused = 0;
@@ -182,12 +145,13 @@ async fn five_at_a_time_with_a_hundred_clients_that_vanish() {
             refused += u32::from(status == StatusCode::TOO_MANY_REQUESTS);
         }
         eventually("five calls", async || (world.provider.calls().len() == 5).then_some(())).await;
-        assert_eq!(balance(&world)["open_requests"], 5);
+        assert_eq!(world.balance(ORGANIZATION, &[])["open_requests"], 5);
         clients.shutdown().await;
-        eventually("none is open", async || (balance(&world)["open_requests"] == 0).then_some(())).await;
+        eventually("none is open", async || (world.balance(ORGANIZATION, &[])["open_requests"] == 0).then_some(()))
+            .await;
         // And there is room again.
         world.provider.release();
-        let status = post(&front, &Ask::whole("after")).send().await.expect("an answer").status();
+        let status = post(&front, SECRET, &Ask::whole("after")).send().await.expect("an answer").status();
         assert_eq!(status, StatusCode::OK);
         assert_balanced(&world).await;
         owner.stop().await;

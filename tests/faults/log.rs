@@ -10,8 +10,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tollstream::codec::Codec;
 use tollstream::config::Kafka;
-use tollstream::domain::PicoUsd;
-use tollstream::records::journal::{AttemptEnded, Entry, Fact, JournalRecord, RequestSettled, Tenancy};
+use tollstream::domain::{PicoUsd, Timestamp};
+use tollstream::processor::refusal::INSUFFICIENT_QUOTA;
+use tollstream::records::journal::{Account, AttemptEnded, Entry, Fact, JournalRecord, RequestSettled, Tenancy};
 use tollstream::records::responses::{Content, Frame, FrameBody, ResponseRecord, Terminal};
 use tollstream::records::{Outcome, Topic};
 use tollstream::runtime::kafka;
@@ -127,12 +128,17 @@ pub struct Ineffective {
     pub ends_a_call: bool,
 }
 
+/// The account of an organization, or of a key for it.
+pub type Holder = (String, Option<String>);
+
 /// The journal, folded by hand.
 #[derive(Debug, Default)]
 pub struct Journal {
     tenancies: BTreeMap<i32, Tenancy>,
     owners: BTreeMap<(i32, i64), String>,
     pub requests: BTreeMap<String, Decided>,
+    /// Requests in the order of their verdicts.
+    pub verdicts: Vec<String>,
     /// Requests that have their terminal.
     pub over: usize,
     pub ineffective: Vec<Ineffective>,
@@ -140,6 +146,10 @@ pub struct Journal {
     /// Postings that must be in ClickHouse, and their money.
     pub postings: u64,
     pub cost: i128,
+    /// What is posted on each account, and when; every organization that had a request admitted has one.
+    pub accounts: BTreeMap<Holder, Vec<(Timestamp, PicoUsd)>>,
+    /// Refusals for want of money by an owner that had followed another one.
+    pub short_after_takeover: usize,
 }
 
 impl Journal {
@@ -168,6 +178,24 @@ impl Journal {
         self.postings += 1;
         self.cost += cost.map_or(0, |cost| i128::from(cost.to_long().expect("a cost that was written")));
     }
+
+    fn book(&mut self, holder: &Holder, at: Timestamp, posting: &AttemptEnded) {
+        self.post(posting.cost_pico_usd);
+        let (booking, cost) = (posting.booking.as_ref().expect("a booking"), posting.cost_pico_usd.expect("a cost"));
+        for account in &booking.accounts {
+            let key = match account {
+                Account::Organization => None,
+                Account::Key => Some(holder.1.clone().expect("the key's own request")),
+                Account::Unknown => panic!("{posting:?}"),
+            };
+            self.accounts.entry((holder.0.clone(), key)).or_default().push((at, cost));
+        }
+    }
+
+    /// Whether the owner followed another one.
+    fn has_succeeded(&self, partition: i32, tenure: i64) -> bool {
+        self.owners.range((partition, i64::MIN)..(partition, tenure)).next().is_some()
+    }
 }
 
 impl Fold for Journal {
@@ -184,6 +212,8 @@ impl Fold for Journal {
             }
             Entry::Commit(commit) => commit,
         };
+        let key = commit.request.as_ref().and_then(|context| context.key_id.as_ref()).map(ToString::to_string);
+        let holder = (commit.organization.map(|id| id.to_string()).unwrap_or_default(), key);
         let request = commit.request.map(|context| context.request_id.to_string());
         if !effective {
             let owner = self.owners.get(&(partition, commit.tenure)).cloned().unwrap_or_default();
@@ -193,9 +223,16 @@ impl Fold for Journal {
         }
         for fact in commit.facts {
             match &fact {
-                Fact::AttemptEnded(posting) => self.post(posting.cost_pico_usd),
-                Fact::OrphanPosted(orphan) => self.post(orphan.posting.cost_pico_usd),
-                Fact::RequestRefused(_) => self.post(Some(PicoUsd::ZERO)),
+                Fact::AttemptEnded(posting) => self.book(&holder, commit.at, posting),
+                Fact::OrphanPosted(orphan) => self.book(&holder, commit.at, &orphan.posting),
+                Fact::RequestAdmitted(_) => {
+                    self.accounts.entry((holder.0.clone(), None)).or_default();
+                }
+                Fact::RequestRefused(refused) => {
+                    self.post(Some(PicoUsd::ZERO));
+                    let is_short = refused.code == INSUFFICIENT_QUOTA && self.has_succeeded(partition, commit.tenure);
+                    self.short_after_takeover += usize::from(is_short);
+                }
                 _ => {}
             }
             if let Fact::RecordSkipped(skipped) = fact {
@@ -203,6 +240,9 @@ impl Fold for Journal {
                 continue;
             }
             let Some(request) = &request else { continue };
+            if matches!(fact, Fact::RequestAdmitted(_) | Fact::RequestRefused(_)) {
+                self.verdicts.push(request.clone());
+            }
             let decided = self.requests.entry(request.clone()).or_default();
             let was_over = decided.is_over();
             match fact {

@@ -10,6 +10,7 @@ mod world;
 mod ambiguous;
 mod kill;
 mod ledger;
+mod peers;
 mod storm;
 mod takeover;
 mod two_owners;

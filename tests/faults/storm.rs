@@ -1,22 +1,28 @@
-//! Everything at once: many processors that come and go at random under load, and each engine away for a while.
+//! Everything at once: many processors that come and go at random under load, and each engine away for a while; half of
+//! the organizations have too little money for what they ask.
 
 use std::collections::BTreeMap;
 
 use rustix::process::Signal;
+use tollstream::domain::PicoUsd;
 use tollstream::records::Topic;
+use tollstream::records::control::{Budget, Organization, Plan, Spend, WhenShort};
 use tollstream::records::requests::Request;
 use tollstream::simulate::text::Random;
 use tollstream::stack::{Engine, EngineState};
+use tollstream::topology::Seeds;
 
 use super::log::{Journal, Reader};
 use super::suite;
-use super::world::{Ask, World};
+use super::world::{Ask, World, ample};
 use crate::stack::fixture::{Engines, OwnEngines, eventually};
 use crate::stack::process::{Launch, Process};
 use crate::stack::stream::chat;
 
-/// Requests that are asked and not over, at the most.
-const WINDOW: usize = 400;
+/// What a request costs about.
+const COST: PicoUsd = PicoUsd::new(4_000_000);
+/// So that the worst case of a request is as much as fifteen of them cost.
+const OUTPUT_CAP: u64 = 100;
 
 /// How large the storm is.
 struct Size {
@@ -24,11 +30,60 @@ struct Size {
     partitions: u32,
     organizations: u64,
     requests: usize,
+    /// Of those, asked and not over at the most.
+    window: usize,
     restarts: usize,
 }
 
-const SHORT: Size = Size { processors: 2, partitions: 4, organizations: 8, requests: 400, restarts: 2 };
-const FULL: Size = Size { processors: 8, partitions: 32, organizations: 200, requests: 20_000, restarts: 16 };
+const SHORT: Size = Size { processors: 2, partitions: 4, organizations: 8, requests: 400, window: 100, restarts: 2 };
+const FULL: Size =
+    Size { processors: 8, partitions: 32, organizations: 200, requests: 20_000, window: 400, restarts: 16 };
+
+/// How much money an organization has, by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purse {
+    Ample,
+    /// Less than it asks for; what does not fit is refused.
+    Scarce,
+    /// The same; answers are made shorter first.
+    ScarceAndShorter,
+}
+
+impl Purse {
+    const fn of(organization: u64) -> Self {
+        match organization % 4 {
+            0 | 1 => Self::Ample,
+            2 => Self::Scarce,
+            _ => Self::ScarceAndShorter,
+        }
+    }
+
+    const fn plan(self) -> &'static str {
+        match self {
+            Self::Ample => "ample",
+            Self::Scarce => "scarce",
+            Self::ScarceAndShorter => "scarce_and_shorter",
+        }
+    }
+}
+
+/// The organizations of the storm, each with its plan.
+fn add_organizations(seeds: &mut Seeds, size: &Size) {
+    let asked_by_each = size.requests as u64 / size.organizations;
+    let month = COST.checked_mul(asked_by_each).expect("an amount");
+    for (purse, when_short) in
+        [(Purse::Scarce, WhenShort::Refuse), (Purse::ScarceAndShorter, WhenShort::LowerOutputCap)]
+    {
+        let budget = Budget { spend: Spend { day: None, month: Some(month) }, when_short, ..ample().budget };
+        let plan = Plan { output_cap: Some(OUTPUT_CAP), budget, ..ample() };
+        seeds.plans.insert(purse.plan().parse().expect("a name"), plan);
+    }
+    for number in 0..size.organizations {
+        let id = organization(number);
+        let plan = Some(Purse::of(number).plan().parse().expect("a name"));
+        seeds.organizations.insert(id.parse().expect("an id"), Organization { plan, ..Organization::named(&id) });
+    }
+}
 
 /// The seed of what happens when: `TOLLSTREAM_FAULTS_SEED`, else another one each time.
 fn seed() -> u64 {
@@ -57,20 +112,18 @@ struct Storm<'a> {
 }
 
 impl Storm<'_> {
-    fn organization(&mut self) -> String {
-        organization(self.random.below(self.size.organizations))
-    }
-
     /// One more request, of any kind.
     async fn ask(&mut self) {
         let id = format!("storm-{}", self.asks.len());
-        let organization = self.organization();
+        let number = self.random.below(self.size.organizations);
+        let (organization, purse) = (organization(number), Purse::of(number));
         let ask = match self.random.below(20) {
             0..=8 => Ask::whole(&id),
             9..=16 => Ask::streamed(&id, 4, self.random.below(10)),
             _ => Ask::streamed(&id, 20, 100),
         };
         let ask = ask.of(&organization);
+        let ask = if self.random.below(2) == 0 { ask } else { ask.without_key() };
         let partition = self.world.partition(&organization);
         match self.random.below(25) {
             0 => {
@@ -86,6 +139,8 @@ impl Storm<'_> {
             _ => {}
         }
         match self.random.below(25) {
+            // What is refused may be asked again, so that a record that is there twice has two verdicts.
+            0 | 1 if purse != Purse::Ample => self.world.ask(&ask).await,
             0 => {
                 let payload = self.world.encoded(Request::Chat(Box::new(ask.chat())));
                 let elsewhere = (partition + 1) % self.size.partitions as i32;
@@ -113,7 +168,7 @@ impl Storm<'_> {
     /// Asks on, with a bounded number under way, until so many of the requests are over.
     async fn run_until(&mut self, over: usize) {
         loop {
-            while self.asks.len() < self.size.requests && self.asked() < self.over + WINDOW {
+            while self.asks.len() < self.size.requests && self.asked() < self.over + self.size.window {
                 self.ask().await;
             }
             let (asked, before) = (self.asked(), self.over);
@@ -169,8 +224,7 @@ async fn processors_that_come_and_go_and_engines_that_fail_lose_nothing() {
             false => None,
         };
         let engines = own.as_ref().map_or_else(Engines::shared, OwnEngines::addresses);
-        let organizations: Vec<String> = (0..size.organizations).map(organization).collect();
-        let world = World::with(&engines, "storm", Some(size.partitions), &organizations).await;
+        let world = World::with(&engines, "storm", Some(size.partitions), |seeds| add_organizations(seeds, size)).await;
         let mut running: BTreeMap<u64, Process> = (0..size.processors).map(|n| (n, processor(&world, n))).collect();
         for process in running.values_mut() {
             process.ready().await;
@@ -232,6 +286,7 @@ async fn processors_that_come_and_go_and_engines_that_fail_lose_nothing() {
         let read = &journal.read;
         assert!(killed > 0 && read.tenures() > size.partitions as usize, "{killed} killed, {} tenures", read.tenures());
         assert!(read.skips("duplicate") as u64 >= storm.repeats, "{} repeats", storm.repeats);
+        assert!(read.short_after_takeover > 0, "nobody was short of money after a restart");
         world.assert_rows_are_the_journal(read).await;
         for (_, process) in running {
             process.stop().await;

@@ -106,6 +106,50 @@ async fn what_a_killed_owner_had_put_out_is_posted_as_far_as_it_was_told() {
     .await;
 }
 
+/// Bytes of a run of dashes, which takes a tokenizer so long that a process can be killed meanwhile.
+const SLOW_TO_COUNT: usize = 2 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_owner_was_counting_is_counted_anew_and_decided_once_in_its_order() {
+    suite::case("takeover while counting", async || {
+        let mut world = World::start("counting").await;
+        // Less than the long record: while it waits to be counted its partition is paused, and the owner says so.
+        world.config.processor.held_bytes_max = SLOW_TO_COUNT / 8;
+        let mut first = processor(&world, "first");
+        first.ready().await;
+        let before = Ask::whole("before");
+        world.ask(&before).await;
+        world.answers().until("the first terminal", |read| read.of("before")?.end.clone());
+        let long = Ask { question: "-".repeat(SLOW_TO_COUNT), ..Ask::streamed("long", 5, 1) };
+        let behind = (0..6).map(|number| match number % 2 {
+            0 => Ask::whole(&format!("behind-{number}")),
+            _ => Ask::streamed(&format!("behind-{number}"), 4, 1).without_key(),
+        });
+        let asks: Vec<Ask> = [long].into_iter().chain(behind).collect();
+        for ask in &asks {
+            world.ask(ask).await;
+        }
+        let paused = async || first.metric("tollstream_processor_partitions_paused").await;
+        eventually("the owner has it and cannot decide", async || (paused().await == 1).then_some(())).await;
+        first.kill().await;
+        // The fault: it was killed before it had counted.
+        let mut journal = world.journal();
+        assert_eq!(journal.read_all().verdicts, ["before"]);
+
+        let second = processor(&world, "second");
+        let (mut journal, answers) = served(&world, &asks);
+        let expected: Vec<&str> = ["before"].into_iter().chain(asks.iter().map(Ask::id)).collect();
+        assert_eq!(journal.read_all().verdicts, expected);
+        for ask in &asks {
+            assert_eq!(answers.read.of(ask.id()).and_then(|answer| answer.end.clone()), Some(End::Completed));
+            assert_eq!(world.provider.callers(ask.id()), ["second"]);
+        }
+        second.stop().await;
+        world.audit();
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_that_was_stopped_past_its_session_counts_for_nothing_when_it_wakes() {
     suite::case("an owner asleep", async || {

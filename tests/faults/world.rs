@@ -1,24 +1,41 @@
 //! Topics, tables, a producer and a provider of one test's own, and processes of the gateway between them.
+//!
+//! Every organization has limits and a budget, and so has the key that requests name unless they say otherwise: large enough
+//! for whatever a test asks, so that reservations, releases and postings go through every fault.
 
+use std::collections::BTreeSet;
+use std::process::Command;
 use std::sync::Arc;
 
 use rdkafka::producer::{FutureProducer, FutureRecord};
-use serde_json::json;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tollstream::codec::{Codec, Registry};
 use tollstream::config::Config;
 use tollstream::domain::PicoUsd;
 use tollstream::domain::ids::partition_of;
-use tollstream::domain::{OrganizationId, RequestId};
+use tollstream::domain::{OrganizationId, RequestId, Timestamp};
 use tollstream::records::Topic;
+use tollstream::records::control::{Budget, Entity, Key, Limits, Organization, Plan, Spend};
 use tollstream::records::requests::{Cancel, Chat, Request, RequestRecord};
 use tollstream::runtime::kafka;
+use tollstream::topology::Seeds;
 
-use super::log::{Answers, End, Fold, Journal, PATIENCE, Reader};
+use super::log::{Answers, End, Fold, Holder, Journal, PATIENCE, Reader};
 use super::provider::{Provider, Wish, text};
 use crate::stack::audit::audit;
 use crate::stack::fixture::{Engines, eventually, rows_at};
 use crate::stack::process::{Launch, Process};
-use crate::stack::stream::{ORGANIZATION, chat};
+use crate::stack::stream::{ORGANIZATION, Producer, chat};
+
+/// The plan of every organization that has no other.
+const PLAN: &str = "ample";
+/// A key of every organization, with limits and a budget of its own.
+pub const KEY: &str = "key_ample";
+/// A dollar.
+const USD: i128 = 1_000_000_000_000;
 
 /// A model with several candidates' worth of attempts.
 const MODEL: &str = "gpt-4o-mini";
@@ -35,17 +52,23 @@ pub struct World {
 #[derive(Debug, Clone)]
 pub struct Ask {
     pub wish: Wish,
+    pub model: &'static str,
+    pub question: String,
     pub stream: bool,
     pub organization: String,
     pub timeout_ms: Option<i64>,
+    pub key: Option<&'static str>,
     /// Of `responses`; by its id by default.
     pub reply_partition: Option<i32>,
 }
 
 impl Ask {
     pub fn whole(request: &str) -> Self {
-        let wish = Wish { request: request.to_owned(), words: 3, pace_ms: 0, hold: None };
-        Self { wish, stream: false, organization: ORGANIZATION.to_owned(), timeout_ms: None, reply_partition: None }
+        let wish = Wish { request: request.to_owned(), words: 3, ..Wish::default() };
+        let organization = ORGANIZATION.to_owned();
+        let question = "Where is my order?".to_owned();
+        let (key, timeout_ms, reply_partition) = (Some(KEY), None, None);
+        Self { wish, model: MODEL, question, stream: false, organization, timeout_ms, key, reply_partition }
     }
 
     pub fn streamed(request: &str, words: u32, pace_ms: u64) -> Self {
@@ -69,6 +92,12 @@ impl Ask {
         self
     }
 
+    /// On the organization's account alone.
+    pub fn without_key(mut self) -> Self {
+        self.key = None;
+        self
+    }
+
     pub fn id(&self) -> &str {
         &self.wish.request
     }
@@ -79,13 +108,58 @@ impl Ask {
         let organization = OrganizationId::parse(&self.organization).expect("an id");
         let Self { timeout_ms, reply_partition, .. } = *self;
         let reply_nonce = Some(self.id().to_owned());
-        Chat { organization, reply_nonce, reply_partition, timeout_ms, ..chat(self.id(), &body) }
+        let key_id = self.key.map(|key| key.parse().expect("an id"));
+        Chat { organization, key_id, reply_nonce, reply_partition, timeout_ms, ..chat(self.id(), &body) }
     }
 
     pub fn body(&self) -> serde_json::Value {
-        let messages = json!([{"role": "user", "content": "Where is my order?"}]);
-        json!({"model": MODEL, "stream": self.stream, "messages": messages, "x_test": self.wish})
+        let messages = json!([{"role": "user", "content": self.question}]);
+        json!({"model": self.model, "stream": self.stream, "messages": messages, "x_test": self.wish})
     }
+}
+
+fn limits(requests: u64) -> Limits {
+    Limits {
+        requests_per_minute: Some(100 * requests),
+        tokens_per_minute: Some(100_000 * requests),
+        concurrent_requests: Some(requests),
+    }
+}
+
+fn spend(dollars: i128) -> Spend {
+    Spend { day: Some(PicoUsd::new(dollars * USD)), month: Some(PicoUsd::new(10 * dollars * USD)) }
+}
+
+/// A plan that limits everything and admits whatever a test asks.
+pub fn ample() -> Plan {
+    let budget = Budget { spend: spend(1_000), soft_percents: vec![50, 100], ..Budget::default() };
+    Plan { limits: limits(20_000), output_cap: Some(1_000), budget, ..Plan::default() }
+}
+
+/// Further organizations, with the plan of all.
+pub fn add_organizations(seeds: &mut Seeds, ids: impl IntoIterator<Item = String>) {
+    for id in ids {
+        let plan = Some(PLAN.parse().expect("a name"));
+        let organization = Organization { plan, ..Organization::named(&id) };
+        seeds.organizations.insert(id.parse().expect("an id"), organization);
+    }
+}
+
+/// A question over HTTP, under its own id.
+pub fn post(facade: &Process, secret: &str, ask: &Ask) -> reqwest::RequestBuilder {
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let request = client.post(format!("{}/v1/chat/completions", facade.facade)).bearer_auth(secret);
+    request.header("x-request-id", ask.id()).json(&ask.body())
+}
+
+/// An amount as `tollstream balance` prints it.
+pub fn usd(value: &Value) -> PicoUsd {
+    value.as_str().unwrap_or_else(|| panic!("{value}")).parse().expect("dollars")
+}
+
+fn moment(value: &Value) -> Timestamp {
+    let moment = OffsetDateTime::parse(value.as_str().unwrap_or_default(), &Rfc3339).expect("a time");
+    Timestamp::from_millis(moment.unix_timestamp() * 1_000)
 }
 
 impl World {
@@ -94,12 +168,21 @@ impl World {
     }
 
     pub async fn on(engines: &Engines, name: &str) -> Self {
-        Self::with(engines, name, None, &[]).await
+        Self::with(engines, name, None, |_| {}).await
     }
 
-    /// With another number of partitions, and more organizations.
-    pub async fn with(engines: &Engines, name: &str, partitions: Option<u32>, organizations: &[String]) -> Self {
-        let mut config = engines.isolated_with(name, partitions, organizations).await;
+    /// With another number of partitions, and other seeds.
+    pub async fn with(engines: &Engines, name: &str, partitions: Option<u32>, change: impl FnOnce(&mut Seeds)) -> Self {
+        let seed = |seeds: &mut Seeds| {
+            seeds.plans.insert(PLAN.parse().expect("a name"), ample());
+            let organizations: Vec<String> = seeds.organizations.keys().map(ToString::to_string).collect();
+            add_organizations(seeds, organizations);
+            change(seeds);
+        };
+        let mut config = engines.isolated_with(name, partitions, seed).await;
+        let key = Key::of(vec![ORGANIZATION.parse().expect("an id")], hex::encode(Sha256::digest(KEY)), "tsk_".into());
+        let key = Key { limits: limits(10_000), spend: spend(500), ..key };
+        Producer::new(&config).await.add(KEY, Entity::Key(key)).await;
         // Soon, so that a kill finds something that is not committed yet.
         config.processor.offset_commit_ms = 100;
         config.projection.offset_commit_ms = 100;
@@ -121,8 +204,21 @@ impl World {
     }
 
     pub async fn put(&self, topic: Topic, partition: i32, payload: &[u8]) -> i64 {
+        self.put_as(topic, partition, payload, None).await
+    }
+
+    /// As a record of that time.
+    pub async fn put_at(&self, topic: Topic, partition: i32, payload: &[u8], at: Timestamp) -> i64 {
+        self.put_as(topic, partition, payload, Some(at)).await
+    }
+
+    async fn put_as(&self, topic: Topic, partition: i32, payload: &[u8], at: Option<Timestamp>) -> i64 {
         let topic = kafka::topic_name(&self.config.kafka, topic);
         let record = FutureRecord::to(&topic).partition(partition).key(ORGANIZATION).payload(payload);
+        let record = match at {
+            Some(at) => record.timestamp(at.as_millis()),
+            None => record,
+        };
         self.producer.send(record, PATIENCE).await.expect("acknowledged").offset
     }
 
@@ -221,11 +317,61 @@ impl World {
         .await
     }
 
+    /// What `tollstream balance` says of an organization, with further arguments.
+    pub fn balance(&self, organization: &str, arguments: &[&str]) -> Value {
+        let kafka = &self.config.kafka;
+        let output = Command::new(env!("CARGO_BIN_EXE_tollstream"))
+            .args(["balance", organization, "--json", "--brokers", &kafka.brokers])
+            .args(["--topic-prefix", &kafka.topic_prefix, "--registry", &self.config.registry.url])
+            .args(arguments)
+            .output()
+            .expect("tollstream runs");
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"))
+    }
+
+    /// Nothing is open or reserved any more, and each account has posted what the journal posts on it.
+    fn assert_balanced(&self) {
+        let mut journal = self.journal();
+        let accounts = &journal.read_all().accounts;
+        let organizations: BTreeSet<&String> = accounts.keys().map(|(organization, _)| organization).collect();
+        for organization in organizations {
+            let balance = self.balance(organization, &[]);
+            assert_eq!(balance["open_requests"], 0, "{balance:#}");
+            let keys = balance["keys"].as_object().expect("keys");
+            let books = keys.iter().map(|(key, books)| (Some(key.clone()), books)).chain([(None, &balance["account"])]);
+            let mut held = BTreeSet::new();
+            for (key, books) in books {
+                assert_eq!(usd(&books["reserved_usd"]), PicoUsd::ZERO, "{balance:#}");
+                let holder: Holder = (organization.clone(), key);
+                for period in ["day", "month"] {
+                    let since = moment(&books[period]["since"]);
+                    let postings = accounts.get(&holder).into_iter().flatten();
+                    let expected: PicoUsd = postings.filter(|(at, _)| *at >= since).map(|(_, cost)| *cost).sum();
+                    assert_eq!(usd(&books[period]["posted_usd"]), expected, "{holder:?}, {period}: {balance:#}");
+                }
+                held.insert(holder);
+            }
+            let all: BTreeSet<Holder> = accounts.keys().filter(|(of, _)| of == organization).cloned().collect();
+            assert!(all.is_subset(&held), "{all:?} are posted on; {balance:#}");
+        }
+    }
+
     /// The invariants hold on the logs; returns the report.
     pub fn audit(&self) -> serde_json::Value {
         let (code, report) = tokio::task::block_in_place(|| audit(&self.config, &["--redecide"]));
         assert_eq!((code, report["verdict"].as_str()), (Some(0), Some("holds")), "{report:#}");
         assert_eq!(report["waiting"], 0, "{report:#}");
+        assert_money_was_looked_at(&report);
+        tokio::task::block_in_place(|| self.assert_balanced());
         report
     }
+}
+
+/// There were budgets, reservations, deadlines and decisions to look at.
+fn assert_money_was_looked_at(report: &Value) {
+    let checks = report["checks"].as_array().expect("checks");
+    let looked_at = |name: &str| {
+        checks.iter().find(|check| check["check"] == name).and_then(|check| check["looked_at"].as_u64()).unwrap_or(0)
+    };
+    assert!(["I6", "I7", "I9", "redecided"].iter().all(|check| looked_at(check) > 0), "{report:#}");
 }

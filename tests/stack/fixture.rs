@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tollstream::cli::up::Description;
 use tollstream::config::Config;
-use tollstream::domain::OrganizationId;
 use tollstream::stack::{Engine, EngineStatus, Ports, Progress, Running};
-use tollstream::topology::apply;
+use tollstream::topology::{Seeds, apply};
 
 /// How long anything that a test waits for may take.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -53,7 +52,7 @@ pub fn up(arguments: &[&str]) -> (Child, Description) {
 impl Stack {
     /// A configuration on the same engines with topics and tables of its own, applied and empty.
     pub async fn isolated(&self, name: &str) -> Config {
-        Engines::shared().isolated_with(name, None, &[]).await
+        Engines::shared().isolated_with(name, None, |_| {}).await
     }
 }
 
@@ -74,8 +73,8 @@ impl Engines {
     }
 
     /// A configuration with topics and tables of its own, applied and empty; with `partitions` in place of the laptop's,
-    /// and these organizations beside those of the seed.
-    pub async fn isolated_with(&self, name: &str, partitions: Option<u32>, organizations: &[String]) -> Config {
+    /// and the seeds as they are changed.
+    pub async fn isolated_with(&self, name: &str, partitions: Option<u32>, change: impl FnOnce(&mut Seeds)) -> Config {
         let unique = format!("{name}_{}_{:x}", std::process::id(), rand());
         let mut config = Config { instance: unique.clone(), ..Config::default() };
         config.kafka.brokers.clone_from(&self.kafka);
@@ -89,12 +88,7 @@ impl Engines {
         config.sink.batch_ms = 100;
         let mut options = apply::Options::laptop().expect("the embedded topology holds");
         options.partitions = partitions.or(options.partitions);
-        for organization in organizations {
-            let id = OrganizationId::parse(organization).expect("an id");
-            let seeds = &mut options.topology.seeds.organizations;
-            let any = seeds.values().next().expect("an organization").clone();
-            seeds.insert(id, any);
-        }
+        change(&mut options.topology.seeds);
         apply::run(&config, &options).await.expect("the topology applies");
         config
     }

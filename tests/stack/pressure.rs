@@ -63,7 +63,7 @@ pub struct Asked {
 impl Place {
     pub async fn on(name: &str, engines: &Engines, change: impl FnOnce(&mut Config)) -> Self {
         let upstream = Upstream::start().await;
-        let mut config = engines.isolated_with(name, None, &[]).await;
+        let mut config = engines.isolated_with(name, None, |_| {}).await;
         config.providers.upstream_override = Some(upstream.url());
         change(&mut config);
         let [own, close, other] = [ORGANIZATION, CLOSE_NEIGHBOUR, NEIGHBOUR].map(|o| partition_of(o, PARTITIONS));
