@@ -339,7 +339,7 @@ async fn answered_at(world: &World, ask: &Ask, at: Timestamp, (input, output): (
     let content = content::read(&chat.body);
     let inputs = [
         Input::Chat { source_offset, received_at: at, chat: &chat, content, fingerprint: None },
-        Input::AttemptEnded(report),
+        Input::AttemptEnded(Box::new(report)),
     ];
     let bounds = Bounds {
         partitions: world.partitions,
