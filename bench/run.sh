@@ -44,6 +44,12 @@ upstream_override = "http://127.0.0.1:$mock_port/v1"
 TOML
 "$tollstream" topology apply --config "$work/tollstream.toml" --yes >/dev/null
 key=$("$tollstream" keys create --config "$work/tollstream.toml" --organization org_demo 2>/dev/null)
+"$tollstream" plans create bench --config "$work/tollstream.toml" --requests-per-minute 10000000 --tokens-per-minute 1000000000 \
+  --concurrent-requests 100000 --spend-per-day 100000 --spend-per-month 1000000 --soft-percent 50 --soft-percent 80 \
+  --time-zone America/Sao_Paulo --output-cap 1000 >/dev/null
+"$tollstream" organizations create org_bench --config "$work/tollstream.toml" --name Bench --plan bench >/dev/null
+limited=$("$tollstream" keys create --config "$work/tollstream.toml" --organization org_bench --requests-per-minute 10000000 \
+  --tokens-per-minute 1000000000 --concurrent-requests 100000 --spend-per-day 100000 2>/dev/null)
 "$tollstream" run --config "$work/tollstream.toml" >"$out/tollstream.log" 2>&1 & ours=$!
 pids+=("$ours")
 for _ in $(seq 300); do curl -fs "http://127.0.0.1:$admin_port/health/ready" >/dev/null && break; sleep 0.2; done
@@ -55,6 +61,11 @@ load() {
     --target "ours=http://127.0.0.1:$facade_port/v1/chat/completions" --pid "ours=$ours" \
     --header "ours=authorization: Bearer $key" --default-model gpt-4o-mini "$@"
 }
+# The same with limits and budgets of the organization and of the key.
+with_limits() {
+  load --target "limited=http://127.0.0.1:$facade_port/v1/chat/completions" --pid "limited=$ours" \
+    --header "limited=authorization: Bearer $limited" "$@"
+}
 behave() { curl -fsS -X PUT "http://127.0.0.1:$mock_port/admin/behavior" -H 'content-type: application/json' -d "$1" >/dev/null; }
 
 if [ "$warm_up" -gt 0 ]; then
@@ -64,11 +75,14 @@ if [ "$warm_up" -gt 0 ]; then
     --round-secs "$(python3 -c "print(max(5, $warm_up // 2000))")" >"$out/warm-up.txt" 2>&1 || true
   tail -3 "$out/warm-up.txt"
 fi
-run() { local label=$1; shift; echo "== $label"; load --label "$label" --json "$out/results.jsonl" "$@" | tee "$out/${label// /-}.txt"; }
+run() { measure load "$@"; }
+measure() { local load=$1 label=$2; shift 2; echo "== $label"; "$load" --label "$label" --json "$out/results.jsonl" "$@" | tee "$out/${label// /-}.txt"; }
 behave '{}'
 run "10 per second" --rate 10 --rounds 6 --round-secs 5
 run "200 per second" --rate 200 --rounds 10 --round-secs 2
 run "64 connections" --mode closed -c 64 --rounds 4 --round-secs 3 --warmup 200
+measure with_limits "limits at 200 per second" --rate 200 --rounds 10 --round-secs 2
+measure with_limits "limits at 64 connections" --mode closed -c 64 --rounds 4 --round-secs 3 --warmup 200
 behave '{"ttft_ms":50,"chunks":100,"chunk_delay_us":10000}'
 run "first token" --stream --expect-chunks 100 --rate 3 --rounds 4 --round-secs 4
 behave '{"chunks":100}'

@@ -3,6 +3,8 @@
 //! A day begins where its first moment is, which is not always midnight: where the clocks go forward at midnight it begins
 //! at one o'clock. A month begins with its reset day, or with its last day when it is shorter.
 
+use std::sync::{Mutex, PoisonError};
+
 use jiff::civil::Date;
 use jiff::tz::{TimeZone, TimeZoneDatabase};
 use serde::{Deserialize, Serialize};
@@ -23,10 +25,25 @@ pub enum Error {
 }
 
 /// The days and months of a time zone.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 pub struct Calendar {
     zone: TimeZone,
     reset_day: u8,
+    /// The day that was asked for last, and its end: nearly every request asks for today, and each time it is a question of
+    /// rules of time zones.
+    latest: Mutex<Option<(Periods, Timestamp)>>,
+}
+
+impl Clone for Calendar {
+    fn clone(&self) -> Self {
+        Self::of(self.zone.clone(), self.reset_day)
+    }
+}
+
+impl PartialEq for Calendar {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.zone, self.reset_day) == (&other.zone, other.reset_day)
+    }
 }
 
 /// A day and the month that it is in.
@@ -41,7 +58,7 @@ pub struct Periods {
 impl Default for Calendar {
     /// UTC, months from the first.
     fn default() -> Self {
-        Self { zone: TimeZone::UTC, reset_day: 1 }
+        Self::of(TimeZone::UTC, 1)
     }
 }
 
@@ -56,11 +73,27 @@ impl Calendar {
         }
         let zone = TimeZoneDatabase::bundled().get(time_zone);
         let zone = zone.map_err(|_| Error::TimeZone { name: time_zone.to_owned() })?;
-        Ok(Self { zone, reset_day })
+        Ok(Self::of(zone, reset_day))
+    }
+
+    const fn of(zone: TimeZone, reset_day: u8) -> Self {
+        Self { zone, reset_day, latest: Mutex::new(None) }
     }
 
     /// The day and the month of a moment. Times that no calendar has (beyond the year 9999) fall into one endless period.
     pub fn periods(&self, at: Timestamp) -> Periods {
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        match *latest {
+            Some((periods, end)) if periods.day <= at && at < end => periods,
+            _ => {
+                let periods = self.reckoned(at);
+                *latest = self.ends(at).map(|ends| (periods, ends.day));
+                periods
+            }
+        }
+    }
+
+    fn reckoned(&self, at: Timestamp) -> Periods {
         let Some(date) = self.date(at) else { return Periods::default() };
         let Some(month) = self.month_of(date) else { return Periods::default() };
         match (self.begin(date), self.begin(month)) {
@@ -138,6 +171,16 @@ mod tests {
         for (zone, reset_day, moment, day, month) in table {
             let calendar = Calendar::new(zone, reset_day).unwrap();
             assert_eq!(calendar.periods(at(moment)), Periods { day: at(day), month: at(month) }, "{zone} {moment}");
+        }
+    }
+
+    #[test]
+    fn what_was_asked_before_changes_no_answer() {
+        let calendar = Calendar::new("America/Sao_Paulo", 31).unwrap();
+        let (begin, hour) = (at("2018-10-25T00:00:00Z").as_millis(), 3_600_000);
+        for step in (0..600).chain([0, 599, 300, 299, 301]) {
+            let moment = Timestamp::from_millis(begin + step * hour);
+            assert_eq!(calendar.periods(moment), calendar.clone().reckoned(moment), "{moment}");
         }
     }
 

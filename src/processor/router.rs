@@ -80,20 +80,23 @@ fn candidates(
     at: Timestamp,
     reasons: &mut Vec<String>,
 ) -> Vec<Candidate> {
-    let mut candidates: Vec<Candidate> = Vec::new();
+    let mut candidates: Vec<Candidate> = Vec::with_capacity(names.len());
+    let mut known: Vec<&ModelName> = Vec::with_capacity(names.len());
     for name in names {
         let Some((model, entity)) = control.model(name) else {
             reasons.push(format!("unknown_model:{name}"));
             continue;
         };
+        // A tier's candidate may be one of the fallback, too.
+        if known.iter().any(|known| std::ptr::eq(*known, model)) {
+            continue;
+        }
+        known.push(model);
         if !terms.allow(model, &entity.value) {
             reasons.push(format!("{NOT_IN_PLAN}{model}"));
             continue;
         }
         for deployment in &entity.value.deployments {
-            if candidates.iter().any(|c| c.deployment == deployment.id) {
-                continue;
-            }
             if deployment.price_at(at, None).is_none() {
                 reasons.push(format!("{NO_PRICE}{}", deployment.id));
                 continue;

@@ -307,5 +307,5 @@ fn ended_without_call(key: &RequestKey, at: Timestamp, told: &Told) -> Ended {
 }
 
 fn candidate_of(routed: &RequestRouted, started: &AttemptStarted) -> usize {
-    routed.candidates.iter().position(|c| c.deployment == started.deployment).unwrap_or(0)
+    routed.candidates.iter().position(|c| c.model == started.model && c.deployment == started.deployment).unwrap_or(0)
 }
