@@ -36,7 +36,7 @@ use metrics::Counters;
 use tracker::Tracker;
 
 /// Name of the component and of its consumer group.
-const NAME: &str = "projection";
+pub const NAME: &str = "projection";
 /// How often what is due is looked after; also heals a lost wake-up of the consumer.
 const TICK: Duration = Duration::from_millis(100);
 /// Wait before usage records are sent again that Kafka did not take.

@@ -37,7 +37,7 @@ use metrics::Counters;
 use writer::Writer;
 
 /// Name of the component and of its consumer group.
-const NAME: &str = "sink";
+pub const NAME: &str = "sink";
 /// How often what is due is looked after; also heals a lost wake-up of the consumer.
 const TICK: Duration = Duration::from_millis(100);
 /// How long a clean stop waits for ClickHouse; what is not in it then is read again next time.
