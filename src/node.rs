@@ -293,7 +293,11 @@ async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, Error> {
     TcpListener::bind(address).await.map_err(|source| Error::Listen { address: address.to_string(), source })
 }
 
+/// What a role is until it says how it is: nobody may take a process for ready whose roles have not run yet.
+const STARTING: &str = "starting";
+
 fn spawn_processor(tasks: &mut JoinSet<Result<(), Error>>, shared: &Shared) {
+    shared.health.missing(shard::COMPONENT, STARTING);
     let options = shard::Options {
         config: shared.config.clone(),
         partitions: shared.partitions,
@@ -308,6 +312,7 @@ fn spawn_processor(tasks: &mut JoinSet<Result<(), Error>>, shared: &Shared) {
 }
 
 fn spawn_projection(tasks: &mut JoinSet<Result<(), Error>>, shared: &Shared) {
+    shared.health.missing(projection::NAME, STARTING);
     let options = projection::Options {
         kafka: shared.config.kafka.clone(),
         instance: shared.config.instance.clone(),
@@ -322,6 +327,7 @@ fn spawn_projection(tasks: &mut JoinSet<Result<(), Error>>, shared: &Shared) {
 }
 
 fn spawn_sink(tasks: &mut JoinSet<Result<(), Error>>, shared: &Shared) {
+    shared.health.missing(sink::NAME, STARTING);
     let options = sink::Options {
         kafka: shared.config.kafka.clone(),
         instance: shared.config.instance.clone(),

@@ -45,7 +45,7 @@ const ROUND_MAX: usize = 128;
 /// Wait before a failed restore is tried again.
 const RESTORE_RETRY: Duration = Duration::from_millis(500);
 /// The name under which the shard reports its health.
-const COMPONENT: &str = "processor";
+pub const COMPONENT: &str = "processor";
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
+use tollstream::node::{Node, Role};
 
 use super::fixture::{eventually, key, stack, up};
 use super::process::{Process, run};
@@ -37,6 +38,17 @@ async fn two_processes_share_the_partitions_and_one_takes_over_when_the_other_is
     for key in &keys {
         assert_eq!(ask(&first, key).await, 200);
     }
+}
+
+#[tokio::test]
+async fn a_process_is_not_ready_before_its_roles_have_said_how_they_are() {
+    let config = stack().isolated("early").await;
+    let node = Node::start(config, &[Role::Processor, Role::Projection, Role::Sink]).await.expect("a node");
+    // From the moment on at which its health can be asked.
+    let known: Vec<&str> = node.health.components().into_keys().collect();
+    assert!(["processor", "projection", "sink"].iter().all(|role| known.contains(role)), "{known:?}");
+    assert!(!node.health.serves());
+    node.stop().await.expect("a clean stop");
 }
 
 fn listens(url: &str) -> bool {
