@@ -47,11 +47,23 @@ fn texts() -> Vec<(&'static str, String)> {
         ("random characters, 1 MiB", letters(94).take(KIB * KIB).collect()),
         ("dashes, 64 KiB", repeated("-", 64 * KIB)),
         ("dashes, 1 MiB", repeated("-", KIB * KIB)),
+        ("dashes, 4 MiB", repeated("-", 4 * KIB * KIB)),
+        ("runs of - and =, 1 MiB", runs(KIB * KIB)),
     ]
 }
 
 fn repeated(text: &str, bytes: usize) -> String {
     text.repeat(bytes.div_ceil(text.len()))
+}
+
+/// Runs of signs, of many lengths: no part is like another.
+fn runs(bytes: usize) -> String {
+    let run = |number: u64| if number & 1 == 0 { "-" } else { "=" }.repeat(50 + (number >> 8) as usize % 200);
+    let (mut text, mut numbers) = (String::with_capacity(bytes), random());
+    while text.len() < bytes {
+        text.extend(numbers.next().map(run));
+    }
+    text
 }
 
 /// The same numbers in every run (xorshift).

@@ -67,6 +67,8 @@ pub struct Following<'a> {
     index: Index,
     /// Whether all of `usage` has been searched for what cannot be of the journal.
     is_searched: bool,
+    /// Records of `usage` that cannot be understood.
+    foreign: u64,
     /// Why it could not look somewhere, the first time of each place.
     usage_failed: Option<String>,
     rows_failed: Option<String>,
@@ -112,6 +114,7 @@ impl<'a> Following<'a> {
             sums: Sums::new(partition, Reach::default()),
             index: Index::Whole(stage.usage.clone()),
             is_searched: false,
+            foreign: 0,
             usage_failed: None,
             rows_failed: None,
         };
@@ -139,6 +142,7 @@ impl<'a> Following<'a> {
     pub fn finish(mut self) -> (Findings, Lag) {
         self.compare();
         let (mut findings, lag) = self.sums.finish();
+        let lag = Lag { foreign: self.foreign, ..lag };
         for why in self.usage_failed.into_iter().chain(self.rows_failed) {
             findings.blind(&[Check::I5], &why);
         }
@@ -179,7 +183,7 @@ impl<'a> Following<'a> {
     /// Looks up where on `usage` the postings of each block are.
     fn index(&mut self) -> Result<(), Error> {
         let (mut blocks, mut strays) = (BTreeMap::<i64, Vec<Range<i64>>>::new(), Vec::new());
-        self.each_id(self.stage.usage.clone(), |offset, id| {
+        self.foreign = self.each_id(self.stage.usage.clone(), |offset, id| {
             if let Some(stray) = self.stray(&id) {
                 strays.push((offset, stray));
             } else if id.journal_offset < self.stage.projected {
@@ -201,17 +205,21 @@ impl<'a> Following<'a> {
         stray(id, self.sums.partition(), self.stage.journal_end)
     }
 
-    /// Gives the ids of records of `usage`; those that cannot be understood are told where they are read whole.
-    fn each_id(&self, offsets: Range<i64>, mut take: impl FnMut(i64, Id) -> ControlFlow<()>) -> Result<(), Error> {
-        let extent = self.extent(offsets);
+    /// Gives the ids of records of `usage`; says how many cannot be understood.
+    fn each_id(&self, offsets: Range<i64>, mut take: impl FnMut(i64, Id) -> ControlFlow<()>) -> Result<u64, Error> {
+        let (extent, mut foreign) = (self.extent(offsets), 0);
         self.reader.each(&extent, |message| {
             let place = Place { topic: Topic::Usage, partition: extent.partition, offset: message.offset() };
             match self.reader.decode::<Id>(place, message.payload().unwrap_or_default()) {
                 Ok(id) => Ok(take(message.offset(), id)),
-                Err(Error::Unreadable { .. }) => Ok(ControlFlow::Continue(())),
+                Err(Error::Unreadable { .. }) => {
+                    foreign += 1;
+                    Ok(ControlFlow::Continue(()))
+                }
                 Err(error) => Err(error),
             }
-        })
+        })?;
+        Ok(foreign)
     }
 
     /// Compares what has been read of the journal.
@@ -249,8 +257,8 @@ impl<'a> Following<'a> {
             let place = Place { topic: Topic::Usage, partition: extent.partition, offset };
             let told = match reader.decode::<Told>(place, payload) {
                 Ok(told) => told,
-                Err(error @ Error::Unreadable { .. }) => {
-                    self.usage_failed.get_or_insert(error.to_string());
+                Err(Error::Unreadable { .. }) => {
+                    self.foreign += u64::from(!self.is_searched);
                     return Ok(());
                 }
                 Err(error) => return Err(error),

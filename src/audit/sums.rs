@@ -79,13 +79,15 @@ pub struct Reach {
     pub inserted: i64,
 }
 
-/// What need not be there yet, and is not compared.
+/// What is not compared: what need not be there yet, and what nobody can understand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Lag {
     /// Postings of the journal.
     pub not_projected: u64,
     /// Postings on `usage`.
     pub not_inserted: u64,
+    /// Records on `usage` that are none of ours. The sink sets them aside, too; a posting among them is missing.
+    pub foreign: u64,
 }
 
 /// What is compared: what the journal says must be on `usage` with what is there, and the same for ClickHouse.
@@ -327,6 +329,7 @@ impl Lag {
     pub fn add(&mut self, other: Self) {
         self.not_projected += other.not_projected;
         self.not_inserted += other.not_inserted;
+        self.foreign += other.foreign;
     }
 }
 
@@ -666,12 +669,12 @@ mod tests {
                     p.usage.truncate(5);
                     p.rows.retain(|(offset, _), _| *offset < 7);
                 },
-                Lag { not_projected: 2, not_inserted: 0 },
+                Lag { not_projected: 2, not_inserted: 0, foreign: 0 },
             ),
             (
                 "a projection and a sink that are ahead of what they have committed",
                 |p| p.reach = Reach { usage: 0..7, rows: 0..5, projected: 7, inserted: 3 },
-                Lag { not_projected: 2, not_inserted: 2 },
+                Lag { not_projected: 2, not_inserted: 2, foreign: 0 },
             ),
             (
                 "what is not inserted yet is no row",
@@ -680,7 +683,7 @@ mod tests {
                     p.reach.inserted = 3;
                     p.rows.retain(|(offset, _), _| *offset < 5);
                 },
-                Lag { not_projected: 0, not_inserted: 4 },
+                Lag { not_projected: 0, not_inserted: 4, foreign: 0 },
             ),
             (
                 "usage whose beginning was cut",
@@ -697,7 +700,7 @@ mod tests {
                     p.usage.clear();
                     p.rows.clear();
                 },
-                Lag { not_projected: 7, not_inserted: 0 },
+                Lag { not_projected: 7, not_inserted: 0, foreign: 0 },
             ),
         ];
         for (name, allow, expected) in allowed {

@@ -244,6 +244,10 @@ fn summary(report: &Report, elapsed: Duration) -> String {
         0 => String::new(),
         some => format!("\n{some} refusals were not decided again: their reason is in content"),
     };
+    let foreign = match report.lag.foreign {
+        0 => String::new(),
+        some => format!(", {some} records of usage are none of ours"),
+    };
     let rows = match report.clickhouse {
         Compared::Compared => format!("{} not inserted yet", report.lag.not_inserted),
         Compared::LeftOut => "ClickHouse left out".to_owned(),
@@ -254,7 +258,7 @@ fn summary(report: &Report, elapsed: Duration) -> String {
         "{} partitions: {} commits of {} tenures ({} ineffective), {} frames\n\
          {decided} records decided: {} admitted ({} settled, {} open), {} refused, {} cancels, {} duplicates, {} set aside; \
          {} waiting{aside}\n\
-         {} postings not projected yet, {rows}\n{} in {:.1} s, {:.0} commits/s",
+         {} postings not projected yet, {rows}{foreign}\n{} in {:.1} s, {:.0} commits/s",
         report.partitions,
         counts.commits,
         counts.tenures,
@@ -308,6 +312,7 @@ fn describe(report: &Report, elapsed: Duration) -> Value {
         "clickhouse": report.clickhouse,
         "not_projected": report.lag.not_projected,
         "not_inserted": report.lag.not_inserted,
+        "foreign_usage": report.lag.foreign,
         "seconds": elapsed.as_secs_f64(),
         "commits_per_second": per_second(report, elapsed).round(),
     })

@@ -106,8 +106,21 @@ async fn what_a_killed_owner_had_put_out_is_posted_as_far_as_it_was_told() {
     .await;
 }
 
-/// Bytes of a run of dashes, which takes a tokenizer so long that a process can be killed meanwhile.
+/// Bytes of a text that takes a tokenizer so long that a process can be killed meanwhile.
 const SLOW_TO_COUNT: usize = 2 << 20;
+
+/// Runs of signs that are tokens at many lengths, and no two of its parts are alike.
+fn slow_to_count() -> String {
+    let (mut text, mut random) = (String::with_capacity(SLOW_TO_COUNT), 1_u32);
+    while text.len() < SLOW_TO_COUNT {
+        // The linear congruential generator of Numerical Recipes.
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let sign = if random >> 16 & 1 == 0 { "-" } else { "=" };
+        text.push_str(&sign.repeat(50 + (random >> 24) as usize));
+    }
+    text.truncate(SLOW_TO_COUNT);
+    text
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_killed_owner_was_counting_is_counted_anew_and_decided_once_in_its_order() {
@@ -120,7 +133,7 @@ async fn what_a_killed_owner_was_counting_is_counted_anew_and_decided_once_in_it
         let before = Ask::whole("before");
         world.ask(&before).await;
         world.answers().until("the first terminal", |read| read.of("before")?.end.clone());
-        let long = Ask { question: "-".repeat(SLOW_TO_COUNT), ..Ask::streamed("long", 5, 1) };
+        let long = Ask { question: slow_to_count(), ..Ask::streamed("long", 5, 1) };
         let behind = (0..6).map(|number| match number % 2 {
             0 => Ask::whole(&format!("behind-{number}")),
             _ => Ask::streamed(&format!("behind-{number}"), 4, 1).without_key(),
