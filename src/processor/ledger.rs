@@ -354,7 +354,7 @@ impl Ledger {
     }
 
     /// A posting is booked.
-    pub(super) fn posted(&mut self, asker: Asker<'_>, posting: &AttemptEnded) {
+    pub(super) fn posted(&mut self, asker: Asker<'_>, posting: &AttemptEnded, at: Timestamp) {
         let (Some(Booking { accounts, periods }), Some(cost)) = (&posting.booking, posting.cost_pico_usd) else {
             return;
         };
@@ -365,6 +365,8 @@ impl Ledger {
                 }
                 (Account::Key, Some(key)) => {
                     self.active(asker).key(key).posted.get_or_insert_default().post(*periods, cost);
+                    // Of a call that ended after its request did, nothing follows.
+                    self.let_rest(asker, at);
                 }
                 _ => {}
             }
@@ -373,7 +375,6 @@ impl Ledger {
 
     /// A request is over: it is not open any more, and what it used in all is known.
     pub(super) fn closed(&mut self, asker: Asker<'_>, charges: &[LimitCharge], used_tokens: u64, at: Timestamp) {
-        let rests_at = at.plus(REST);
         let active = self.active(asker);
         active.meter.open = active.meter.open.saturating_sub(1);
         if let Some(meter) = active.limited_key(charges, asker.key) {
@@ -384,6 +385,13 @@ impl Ledger {
                 meter.correct(charge, used_tokens, at);
             }
         }
+        self.let_rest(asker, at);
+    }
+
+    /// Nothing may follow any more: it is looked at after a while.
+    fn let_rest(&mut self, asker: Asker<'_>, at: Timestamp) {
+        let rests_at = at.plus(REST);
+        let active = self.active(asker);
         if active.meter.open == 0 && active.rests_at.is_none_or(|later| later > rests_at) {
             let later = active.rests_at.replace(rests_at);
             if let Some(later) = later {

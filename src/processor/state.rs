@@ -243,7 +243,7 @@ pub fn evolve(state: &mut State, commit: &Commit) {
                     let held = (held.0.as_ref(), held.1.as_ref());
                     state.ledger.ended(asker, &open.started.model, held, used, commit.at);
                 }
-                state.ledger.posted(asker, posting);
+                state.ledger.posted(asker, posting, commit.at);
                 if let (Outcome::Interrupted, Some(cost), UsageSource::Estimated) =
                     (posting.outcome, posting.cost_pico_usd, posting.usage_source)
                 {
@@ -260,7 +260,7 @@ pub fn evolve(state: &mut State, commit: &Commit) {
             Fact::OrphanPosted(orphan) => {
                 state.orphans.remove(&orphan.journal_offset);
                 let posting = &orphan.posting;
-                state.ledger.posted(asker, posting);
+                state.ledger.posted(asker, posting, commit.at);
                 if orphan.corrects_pico_usd.is_some() {
                     state.ledger.corrected(&key, posting.attempt);
                 }

@@ -87,6 +87,25 @@ async fn a_streamed_answer_has_the_shape_that_sdks_expect_and_leaves_a_row() {
         usage["prompt_tokens"].as_i64().unwrap() * 150_000 + usage["completion_tokens"].as_i64().unwrap() * 600_000;
     let posted: PicoUsd = row["cost"].as_str().expect("a cost").parse().expect("dollars");
     assert_eq!(posted, PicoUsd::new(i128::from(cost)));
+    assert_nothing_of_the_key_is_in_clickhouse(row["key_id"].as_str().expect("the key's id")).await;
+}
+
+/// Every column of every table: the key's id is there, its secret and its hash are not.
+async fn assert_nothing_of_the_key_is_in_clickhouse(key_id: &str) {
+    let description = &stack().description;
+    let tables = rows(description, &format!("SHOW TABLES FROM {}", description.database)).await;
+    let hash = tollstream::topology::keys::hash(&description.api_key);
+    let mut found = [0, 0, 0];
+    for table in &tables {
+        let (database, name) = (&description.database, table["name"].as_str().expect("a name"));
+        for (text, found) in [key_id, &description.api_key, &hash].into_iter().zip(&mut found) {
+            let query =
+                format!("SELECT count() AS n FROM {database}.{name} WHERE position(toString(tuple(*)), '{text}') > 0");
+            let count = &rows(description, &query).await[0]["n"];
+            *found += count.as_u64().or_else(|| count.as_str()?.parse().ok()).expect("a number");
+        }
+    }
+    assert!(found[0] > 0 && found[1..] == [0, 0], "{found:?} of {} tables", tables.len());
 }
 
 #[tokio::test]
