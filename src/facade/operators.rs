@@ -85,6 +85,9 @@ impl Operators {
         if query.is_some_and(authenticate::has_key) {
             return Err(Refusal::KeyInQuery);
         }
+        if !self.control.is_current() {
+            return Err(Refusal::NotReady { missing: "it has not read control yet" });
+        }
         let secret = authenticate::secret(&parts.headers).ok_or(Refusal::NoKey)?;
         if self.key.as_ref().is_some_and(|key| key.is(secret)) {
             return Ok(BOOTSTRAP.to_owned());
@@ -93,7 +96,9 @@ impl Operators {
         let found = authenticate::caller(&tables, &parts.headers, query, ADMIN_SCOPE, clock::now());
         match found {
             Ok(caller) => Ok(format!("key {}", caller.key_id)),
-            Err(Refusal::UnknownKey) if self.key.is_none() && !has_admin(&tables) => Err(Refusal::NoAdminKey),
+            Err(Refusal::UnknownKey | Refusal::HashAsKey) if self.key.is_none() && !has_admin(&tables) => {
+                Err(Refusal::NoAdminKey)
+            }
             Err(refusal) => Err(refusal),
         }
     }

@@ -23,6 +23,8 @@ use crate::telemetry::health::Health;
 const COMPONENT: &str = "control";
 /// Wait before the registry or the broker is asked again.
 const RETRY: Duration = Duration::from_millis(500);
+/// Most records that are folded before the tables are shown again.
+const SHOWN_AFTER: usize = 256;
 /// How long one question about the log's end may take.
 const WATERMARK_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -49,9 +51,15 @@ pub struct Control {
 }
 
 impl Control {
-    /// The tables as of now; cheap.
+    /// The tables as of now; cheap. Until the fold has been where the log ended when the process began, they are empty: on
+    /// the way there it knows keys that a later record revokes.
     pub fn tables(&self) -> Arc<Tables> {
         self.tables.load_full()
+    }
+
+    /// Whether the tables are those of the log, and not the empty ones of a process that is starting.
+    pub fn is_current(&self) -> bool {
+        self.reached.borrow().is_current
     }
 
     /// Waits until the fold has reached `offset`, and where the log ended when the process began: what is decided on less
@@ -106,26 +114,30 @@ struct Follower {
 impl Follower {
     async fn run(self) {
         let end = self.end().await;
-        if end == 0 {
-            self.is_current();
-        }
-        let mut stream = self.consumer.stream();
-        while let Some(message) = stream.next().await {
-            match message {
-                Ok(message) => {
-                    self.take(message.offset(), message.payload().unwrap_or_default()).await;
-                    if message.offset() + 1 >= end {
-                        self.is_current();
+        let mut folded = Tables::default();
+        self.show(&folded, end);
+        let mut chunks = self.consumer.stream().ready_chunks(SHOWN_AFTER);
+        while let Some(messages) = chunks.next().await {
+            for message in messages {
+                match message {
+                    Ok(message) => {
+                        self.take(&mut folded, message.offset(), message.payload().unwrap_or_default()).await;
                     }
+                    Err(error) => tracing::warn!(topic = %self.topic, %error, "reading control"),
                 }
-                Err(error) => tracing::warn!(topic = %self.topic, %error, "reading control"),
             }
+            self.show(&folded, end);
         }
     }
 
-    fn is_current(&self) {
+    /// Shows what is folded, once that is as much as there was at the beginning.
+    fn show(&self, folded: &Tables, end: i64) {
+        if folded.offset() + 1 < end {
+            return;
+        }
+        self.tables.store(Arc::new(folded.clone()));
         self.health.ready(COMPONENT);
-        self.sender.send_if_modified(|reached| !std::mem::replace(&mut reached.is_current, true));
+        self.sender.send_replace(Reached { offset: folded.offset(), is_current: true });
     }
 
     /// Where the log ends now.
@@ -142,7 +154,7 @@ impl Follower {
         }
     }
 
-    async fn take(&self, offset: i64, payload: &[u8]) {
+    async fn take(&self, folded: &mut Tables, offset: i64, payload: &[u8]) {
         let record = loop {
             match self.codec.decode_learning::<ControlRecord>(payload).await {
                 Err(error @ crate::codec::Error::Registry { .. }) => {
@@ -152,10 +164,9 @@ impl Follower {
                 decoded => break decoded,
             }
         };
-        let mut tables = Tables::clone(&self.tables.load());
         let applied = record
             .map_err(|e| e.to_string())
-            .and_then(|record| tables.apply(offset, &record).map(|change| (change, record)).map_err(|e| e.to_string()));
+            .and_then(|record| folded.apply(offset, &record).map(|change| (change, record)).map_err(|e| e.to_string()));
         match applied {
             Ok((Change::Effective, _)) => {}
             Ok((Change::Conflict { version }, record)) => {
@@ -164,10 +175,8 @@ impl Follower {
             // Every reader of control meets the same record, so all of them pass over it alike.
             Err(error) => {
                 tracing::error!(topic = %self.topic, kafka.offset = offset, %error, "control record passed over");
-                tables.pass(offset);
+                folded.pass(offset);
             }
         }
-        self.tables.store(Arc::new(tables));
-        self.sender.send_modify(|reached| reached.offset = offset);
     }
 }
