@@ -76,6 +76,8 @@ pub struct Journal {
     sources: Sources,
     /// Where the latest tenure wrote past a gap of its own.
     past_gap: Option<i64>,
+    /// The latest tenure is done with what the former ones left, and decides on its own.
+    is_at_work: bool,
     requests: Requests,
     /// Checkpoints that are still to be compared, by the offset that they hold.
     checkpoints: BTreeMap<i64, Vec<Marker>>,
@@ -135,6 +137,7 @@ impl Journal {
             open: HashMap::new(),
             sources: Sources::default(),
             past_gap: None,
+            is_at_work: false,
             requests: Requests::new(window, begins),
             checkpoints: BTreeMap::new(),
             counts: Counts::default(),
@@ -199,7 +202,7 @@ impl Journal {
         match entry {
             Entry::OwnershipTaken(taken) => {
                 self.counts.tenures += 1;
-                self.past_gap = None;
+                (self.past_gap, self.is_at_work) = (None, false);
                 if let Begins::AtTenure(first) = &mut self.requests.begins {
                     first.get_or_insert((offset, taken.at));
                 }
@@ -221,6 +224,8 @@ impl Journal {
         self.counts.commits += 1;
         self.findings.looked_at(Check::I12);
         self.money(offset, commit);
+        self.orphans(offset, commit);
+        self.is_at_work |= commit.input != InputKind::Takeover;
         evolve(&mut self.state, commit);
         if self.state.clock != commit.at {
             let clock = self.state.clock;
@@ -232,6 +237,22 @@ impl Journal {
             self.facts(&At { offset, key: &key, commit });
         }
         if self.open.len() > OPEN_MAX { Err(Error::TooManyOpen { offset }) } else { Ok(()) }
+    }
+
+    /// I7: what is posted of a former owner's spending is an end of a call that nobody has posted before.
+    fn orphans(&mut self, offset: i64, commit: &Commit) {
+        if self.requests.begins != Begins::AtTheBeginning {
+            return;
+        }
+        for fact in &commit.facts {
+            if let Fact::OrphanPosted(orphan) = fact
+                && self.state.orphan(orphan.journal_offset).is_none()
+            {
+                let of = orphan.journal_offset;
+                let what = || format!("offset {of} has no orphan that is still to be posted");
+                self.violated(Check::I7, offset, None, what);
+            }
+        }
     }
 
     fn money(&mut self, offset: i64, commit: &Commit) {
@@ -414,6 +435,11 @@ impl Journal {
             .extend(self.state.open_requests().map(|(key, _)| key).filter(|key| !self.open.contains_key(key)).cloned());
         for key in &unknown {
             self.violated(Check::I12, end, Some(key), || "open in the fold, and nowhere else".to_owned());
+        }
+        let tenure = self.tenancy.tenure.filter(|_| self.is_at_work && self.requests.begins == Begins::AtTheBeginning);
+        let left = self.state.orphans().map(|(orphan, _)| orphan).filter(|orphan| Some(*orphan) < tenure);
+        for orphan in left.collect::<Vec<i64>>() {
+            self.violated(Check::I7, orphan, None, || "its owner was over; the next one has not posted it".to_owned());
         }
         let differences = self.money.as_ref().map_or_else(Vec::new, |money| money.differences(&self.state));
         for (check, what) in differences {

@@ -3,15 +3,20 @@
 //!
 //! The books that are kept here know nothing of `processor::ledger`: the fold is compared with them at the end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
 
 use super::Check;
 use crate::control::rules::Rules;
 use crate::control::terms::Terms;
-use crate::domain::{KeyId, OrganizationId, PicoUsd, RequestKey, Timestamp};
+use crate::domain::{KeyId, OrganizationId, Periods, PicoUsd, RequestKey, Timestamp};
 use crate::processor::State;
+use crate::processor::ledger::{ESTIMATES_MAX, KEY_KEPT};
 use crate::processor::redecide::{Again, redecide};
-use crate::records::journal::{Account, AttemptEnded, AttemptStarted, Booking, Commit, Fact, Reservation};
+use crate::records::journal::{
+    Account, AttemptEnded, AttemptStarted, Booking, Commit, Fact, OrphanPosted, Reservation,
+};
+use crate::records::{Outcome, UsageSource};
 
 /// What was found: which check, and what is wrong.
 pub type Found = (Check, String);
@@ -19,23 +24,40 @@ pub type Found = (Check, String);
 /// An account of an organization, or of a key for it.
 type Holder = (OrganizationId, Option<KeyId>);
 
+/// When a period began, and what is posted in it.
+type Since = (Timestamp, PicoUsd);
+
+/// An interrupted attempt that is posted with an estimate.
+#[derive(Debug)]
+struct Estimated {
+    key: RequestKey,
+    attempt: u32,
+    cost: PicoUsd,
+    reservation: Reservation,
+}
+
+/// Shortest day and month of a calendar: a period that begins sooner after another is still that one.
+const DAY_MIN: Duration = Duration::from_secs(20 * 3_600);
+const MONTH_MIN: Duration = Duration::from_secs(27 * 24 * 3_600);
+
 /// What an account has taken.
 #[derive(Debug, Clone, Copy, Default)]
 struct Taken {
     reserved: PicoUsd,
-    day: (Timestamp, PicoUsd),
-    month: (Timestamp, PicoUsd),
+    day: Since,
+    month: Since,
 }
 
 impl Taken {
-    /// Posted in the period that begins then, or in a later one that has begun already.
-    fn since((begun, posted): (Timestamp, PicoUsd), begin: Timestamp) -> (Timestamp, PicoUsd) {
-        if begin > begun { (begin, PicoUsd::ZERO) } else { (begun, posted) }
+    /// Posted in the day or month that begins then, or in the one that has begun already and is not over.
+    fn since((begun, posted): Since, begin: Timestamp, shortest: Duration) -> Since {
+        if begin.since(begun) >= shortest { (begin, PicoUsd::ZERO) } else { (begun, posted) }
     }
 
     fn post(&mut self, booking: &Booking, cost: PicoUsd) {
-        for (period, begin) in [(&mut self.day, booking.periods.day), (&mut self.month, booking.periods.month)] {
-            *period = Self::since(*period, begin);
+        let Periods { day, month } = booking.periods;
+        for (period, begin, shortest) in [(&mut self.day, day, DAY_MIN), (&mut self.month, month, MONTH_MIN)] {
+            *period = Self::since(*period, begin, shortest);
             period.1 = period.1.saturating_add(cost);
         }
     }
@@ -50,6 +72,7 @@ pub struct Money {
     open: HashMap<OrganizationId, u64>,
     reserved: HashMap<RequestKey, (u32, Reservation)>,
     deadlines: HashMap<RequestKey, Timestamp>,
+    estimates: Estimates,
     /// Commits that cannot be decided again, since their reason is in content.
     pub not_on_the_journal: u64,
 }
@@ -109,6 +132,7 @@ impl Money {
                 Fact::AttemptEnded(posting) => {
                     let reservation = self.reserved.remove(&key);
                     if let Some(booking) = &posting.booking {
+                        self.estimates.keep(&key, posting, reservation.as_ref());
                         look.at(Check::I7, release(&mut self.taken, &of, posting, reservation, overdrawn));
                         post(&mut self.taken, &of, booking, posting);
                         look.at(Check::I6, periods(&of, booking));
@@ -116,6 +140,8 @@ impl Money {
                 }
                 Fact::OrphanPosted(orphan) => {
                     if let Some(booking) = &orphan.posting.booking {
+                        let open = self.reserved.get(&key);
+                        look.at(Check::I7, self.estimates.corrected(&key, orphan, open, overdrawn));
                         post(&mut self.taken, &of, booking, &orphan.posting);
                         look.at(Check::I6, periods(&of, booking));
                     }
@@ -151,7 +177,12 @@ impl Money {
             let books = state.ledger.books(organization);
             let balance = key.as_ref().map_or_else(|| books.balance(), |key| books.key(key).balance());
             let folded = (balance.reserved, balance.posted.day, balance.posted.month);
-            let expected = (taken.reserved, taken.day.1, taken.month.1);
+            // What a key posted long ago counts in no period; the fold forgets it.
+            let is_forgotten = key.is_some() && taken.month.0.plus(KEY_KEPT) <= state.clock;
+            let expected = match is_forgotten && folded.2 == PicoUsd::ZERO {
+                true => (taken.reserved, PicoUsd::ZERO, PicoUsd::ZERO),
+                false => (taken.reserved, taken.day.1, taken.month.1),
+            };
             if folded != expected {
                 let who =
                     key.as_ref().map_or_else(|| organization.to_string(), |key| format!("{organization}, key {key}"));
@@ -164,6 +195,57 @@ impl Money {
             found.push((Check::I7, format!("{outstanding} USD are reserved by open attempts; the fold has {folded}")));
         }
         found
+    }
+}
+
+/// What interrupted attempts are posted with, when that is an estimate; the oldest are forgotten first, as the fold does.
+#[derive(Debug, Default)]
+struct Estimates(VecDeque<Estimated>);
+
+impl Estimates {
+    fn keep(&mut self, key: &RequestKey, posting: &AttemptEnded, held: Option<&(u32, Reservation)>) {
+        if let (Outcome::Interrupted, UsageSource::Estimated, Some(cost), Some((attempt, reservation))) =
+            (posting.outcome, posting.usage_source, posting.cost_pico_usd, held)
+        {
+            let (key, attempt, reservation) = (key.clone(), *attempt, reservation.clone());
+            self.0.push_back(Estimated { key, attempt, cost, reservation });
+            if self.0.len() > ESTIMATES_MAX {
+                self.0.pop_front();
+            }
+        }
+    }
+
+    /// I7: the late end of a call makes of its estimate what it came to, on the same accounts, and says what goes beyond its
+    /// reservation; `open` is that of the request's open attempt.
+    fn corrected(
+        &mut self,
+        key: &RequestKey,
+        orphan: &OrphanPosted,
+        open: Option<&(u32, Reservation)>,
+        overdrawn: Option<PicoUsd>,
+    ) -> Option<String> {
+        let attempt = orphan.posting.attempt;
+        let known = self.0.iter().position(|of| of.attempt == attempt && of.key == *key);
+        let known = known.and_then(|index| self.0.remove(index));
+        let estimate = known.as_ref().map(|known| known.cost);
+        if orphan.corrects_pico_usd != estimate {
+            let corrects = orphan.corrects_pico_usd;
+            return Some(format!("attempt {attempt} is estimated at {estimate:?}; its late end corrects {corrects:?}"));
+        }
+        let open = open.filter(|(open, _)| *open == attempt).map(|(_, reservation)| reservation);
+        let reservation = known.as_ref().map(|known| &known.reservation).or(open)?;
+        if orphan.posting.booking.as_ref().is_some_and(|booking| booking.accounts != reservation.accounts) {
+            return Some(format!(
+                "the late end of attempt {attempt} is posted on other accounts than it was reserved on"
+            ));
+        }
+        let posted = estimate.unwrap_or(PicoUsd::ZERO);
+        let all = posted.saturating_add(orphan.posting.cost_pico_usd?);
+        let beyond = |posted: PicoUsd| posted.saturating_sub(reservation.amount_pico_usd).max(PicoUsd::ZERO);
+        let expected = beyond(all).saturating_sub(beyond(posted));
+        let expected = (expected > PicoUsd::ZERO).then_some(expected);
+        (expected != overdrawn)
+            .then(|| format!("attempt {attempt} is overdrawn by {expected:?}; the fact says {overdrawn:?}"))
     }
 }
 
@@ -208,8 +290,8 @@ fn started_at(
     };
     let periods = terms.calendar.periods(of.at);
     for (account, spend) in [(Account::Organization, terms.spend), (Account::Key, terms.key_spend())] {
-        let limits = [(spend.day, periods.day, "day"), (spend.month, periods.month, "month")];
-        for (limit, begin, period) in limits {
+        let limits = [(spend.day, periods.day, DAY_MIN, "day"), (spend.month, periods.month, MONTH_MIN, "month")];
+        for (limit, begin, shortest, period) in limits {
             let Some(limit) = limit else { continue };
             let problem = match of.holder(account).filter(|_| reservation.accounts.contains(&account)) {
                 None => {
@@ -218,7 +300,7 @@ fn started_at(
                 Some(holder) => {
                     let taken = taken.get(&holder).copied().unwrap_or_default();
                     let posted = if period == "day" { taken.day } else { taken.month };
-                    let sum = Taken::since(posted, begin).1.saturating_add(taken.reserved);
+                    let sum = Taken::since(posted, begin, shortest).1.saturating_add(taken.reserved);
                     (sum > limit).then(|| format!("{sum} USD of the {period}'s {limit} are taken on {account:?}"))
                 }
             };
@@ -298,7 +380,7 @@ mod tests {
     use crate::processor::tests::{BOUNDS, at, ended as report_of, failed, hello, reported, tables};
     use crate::processor::{Capacity, Input, content};
     use crate::provider::{FailureClass, Summary};
-    use crate::records::journal::{Entry, Overdrawn, OwnershipTaken};
+    use crate::records::journal::{Entry, InputKind, Overdrawn, OwnershipTaken, RecordSkipped};
     use crate::records::requests::Chat;
 
     /// The first moment of a day of the plan.
@@ -330,10 +412,14 @@ mod tests {
     }
 
     fn found(commits: Vec<Commit>, tables: &Tables) -> BTreeSet<(Check, String)> {
+        found_with(commits, tables, true)
+    }
+
+    fn found_with(commits: Vec<Commit>, tables: &Tables, redecides: bool) -> BTreeSet<(Check, String)> {
         let window = Window { since: at(0), part: 0, parts: 1, hasher: RandomState::new() };
-        let settings = Settings { grace: Duration::from_secs(60), no_faults: false, redecides: true };
+        let settings = Settings { grace: Duration::from_secs(60), no_faults: false, redecides };
         let mut journal = Journal::new(0, Begins::AtTheBeginning, settings, window);
-        journal.reckon(Money::new(Rules::fixed(tables.clone()), true));
+        journal.reckon(Money::new(Rules::fixed(tables.clone()), redecides));
         let taken = OwnershipTaken { owner: "a".into(), at: at(0), version: "0".into() };
         journal.take(0, &Entry::OwnershipTaken(taken)).unwrap();
         for (offset, commit) in (1..).zip(commits) {
@@ -351,6 +437,27 @@ mod tests {
         assert_eq!(commits.len(), 6, "{commits:?}");
         assert!(commits.iter().flat_map(|c| &c.facts).any(|fact| matches!(fact, Fact::Overdrawn(_))));
         assert_eq!(found(commits, &tables), BTreeSet::new());
+    }
+
+    #[test]
+    fn what_a_quiet_key_posted_long_ago_may_be_forgotten() {
+        let tables = with_a_tight_plan(tables());
+        // Without the request that is still open.
+        let mut commits = commits(&tables)[..5].to_vec();
+        let skipped = Fact::RecordSkipped(RecordSkipped { reason: "undecodable".into(), told: None });
+        for (source_offset, days) in (2..).zip([1, 62, 63, 64]) {
+            commits.push(Commit {
+                at: at(BEGIN + days * 86_400_000),
+                sequence: commits.len() as i64,
+                source_offset: Some(source_offset),
+                input: InputKind::Record,
+                organization: None,
+                request: None,
+                facts: vec![skipped.clone()],
+                ..commits[0].clone()
+            });
+        }
+        assert_eq!(found_with(commits, &tables, false), BTreeSet::new());
     }
 
     #[test]

@@ -12,8 +12,9 @@ use crate::domain::{DeploymentId, ModelName, OrganizationId, RequestId, Timestam
 use crate::processor::checkpoint::{Cut, FOLD_VERSION};
 use crate::processor::{State, fold};
 use crate::records::journal::{
-    AttemptEnded, AttemptStarted, CancelRequested, Candidate, Commit, Entry, Fact, Features, InputKind, OwnershipTaken,
-    RecordSkipped, RequestAdmitted, RequestContext, RequestRefused, RequestRouted, RequestSettled, Tenancy,
+    AttemptEnded, AttemptStarted, CancelRequested, Candidate, Commit, Entry, Fact, Features, InputKind, OrphanPosted,
+    OwnershipTaken, RecordSkipped, RequestAdmitted, RequestContext, RequestRefused, RequestRouted, RequestSettled,
+    Tenancy,
 };
 use crate::records::responses::{Content, Frame, FrameBody, Terminal};
 use crate::records::state::Marker;
@@ -248,6 +249,14 @@ impl Logs {
         }
     }
 
+    /// What a former owner spent is posted.
+    fn post_orphan(&mut self, journal_offset: i64) {
+        let Fact::AttemptEnded(posting) = ended(1, Outcome::Completed, 1) else { unreachable!() };
+        let orphan = OrphanPosted { journal_offset, posting, corrects_pico_usd: None };
+        self.commit("interrupted", None, vec![Fact::OrphanPosted(orphan)]);
+        self.mark_takeover();
+    }
+
     fn mark_takeover(&mut self) {
         self.last().input = InputKind::Takeover;
     }
@@ -424,6 +433,36 @@ fn i2_finds_frames_without_an_effective_commit() {
             "content of a request that was refused",
         ),
     ]);
+}
+
+#[test]
+fn i7_finds_what_a_former_owner_spent_and_nobody_or_everybody_posted() {
+    found(&[
+        (
+            "an orphan that nobody posts",
+            |logs| {
+                logs.take_over();
+                logs.commit("later", Some(6), vec![refused()]);
+            },
+            Check::I7,
+            "offset 8: its owner was over; the next one has not posted it",
+        ),
+        (
+            "an orphan that is posted twice",
+            |logs| {
+                logs.take_over();
+                logs.post_orphan(8);
+                logs.post_orphan(8);
+            },
+            Check::I7,
+            "offset 8 has no orphan that is still to be posted",
+        ),
+    ]);
+    let mut logs = Logs::sound();
+    logs.take_over();
+    logs.post_orphan(8);
+    logs.commit("open", Some(6), vec![Fact::CancelRequested(CancelRequested { reason: "x".into(), open: true })]);
+    assert_eq!(violations(&logs.audit().0), []);
 }
 
 #[test]
@@ -654,6 +693,7 @@ fn what_is_allowed_is_not_found() {
         ("an owner that lost a commit begins a new tenure", |logs| {
             logs.ineffective("open", (SECOND_TENURE, 9), vec![settled(1, Outcome::Failed, 1)]);
             logs.take_over();
+            logs.post_orphan(8);
             logs.commit("open", None, vec![ended(1, Outcome::Interrupted, 0), settled(1, Outcome::Interrupted, 0)]);
         }),
         ("a failed answer ends before frames that were lost", |logs| {

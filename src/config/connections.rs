@@ -244,10 +244,19 @@ pub(super) fn check(config: &Config) -> Result<(), Error> {
     check_address("clickhouse.url", &clickhouse.url, "clickhouse.ca_file", clickhouse.ca_file.as_deref())
 }
 
+/// A record that is on the wire may wait for twice its time; the end of a call must be known before its request is given up,
+/// 30 s (`processor::state::DEADLINE_GRACE`) after its deadline.
+const MESSAGE_TIMEOUT_MS_MAX: u64 = crate::processor::state::DEADLINE_GRACE.as_millis() as u64 / 2;
+
 fn check_kafka(kafka: &Kafka) -> Result<(), Error> {
     if kafka.brokers.split(',').any(|broker| broker.trim().is_empty()) {
         let problem = "must be host:port, or several of them with commas between";
         return Err(Error::Invalid { key: "kafka.brokers", value: kafka.brokers.clone(), problem });
+    }
+    if kafka.message_timeout_ms > MESSAGE_TIMEOUT_MS_MAX {
+        let problem = "must be at most 15000: what is not acknowledged by then is decided again";
+        let value = kafka.message_timeout_ms.to_string();
+        return Err(Error::Invalid { key: "kafka.message_timeout_ms", value, problem });
     }
     let protocol = kafka.security_protocol;
     let sasl = [

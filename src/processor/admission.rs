@@ -13,6 +13,7 @@ use super::memory::Before;
 use super::refusal::Refusal;
 use super::state::{OpenRequest, State, key_of};
 use super::{Bounds, Capacity, Command, Context, Decision, TAG_BYTES_MAX, budget, call, refusal, router};
+use crate::control::terms::Terms;
 use crate::domain::ModelName;
 use crate::domain::Timestamp;
 use crate::domain::ids::partition_of;
@@ -81,7 +82,7 @@ fn repeated(state: &State, arrival: &Arrival<'_>, context: &Context<'_>) -> Opti
                 (Some(before), Some(now)) => before != now,
                 _ => false,
             };
-            (original, differs, chat.reply_nonce != admitted.reply_nonce)
+            (original, differs, nonce(chat) != admitted.reply_nonce.as_ref())
         }
         (None, Some(before)) => {
             let Before { reply_partition: partition, received_at: since, .. } = *before;
@@ -100,7 +101,7 @@ fn repeated(state: &State, arrival: &Arrival<'_>, context: &Context<'_>) -> Opti
 fn refused(chat: &Chat, error: ApiError, original: Option<Original>, context: &Context<'_>) -> (Told, Command) {
     let told = Told {
         reply_partition: reply_partition(chat, context.bounds),
-        reply_nonce: chat.reply_nonce.clone().filter(|_| nonce_fits(chat)),
+        reply_nonce: nonce(chat).cloned(),
         status: error.status,
         code: error.code.clone(),
         original,
@@ -138,6 +139,7 @@ fn admit(
     let terms = context.control.terms(&chat.organization, chat.key_id.as_ref());
     let terms = terms.filter(|terms| terms.organization.active);
     let terms = terms.ok_or_else(|| refusal::unknown_organization(chat.organization.as_str()))?;
+    key(&terms, chat, context)?;
     if terms.lacks_plan {
         return Err(refusal::plan_missing(chat.organization.as_str()).into());
     }
@@ -208,6 +210,19 @@ fn admit(
     Ok((facts, call))
 }
 
+/// A key that control does not have, or no more, opens nothing: its limits and its budget are not known.
+fn key(terms: &Terms<'_>, chat: &Chat, context: &Context<'_>) -> Result<(), Box<Refusal>> {
+    let Some(id) = &chat.key_id else { return Ok(()) };
+    match terms.key {
+        None => Err(refusal::key_not_found(id.as_str()).into()),
+        Some(key) if !key.active => Err(refusal::key_revoked(id.as_str()).into()),
+        Some(key) => match key.expires_at.filter(|expiry| *expiry <= context.at) {
+            Some(expiry) => Err(refusal::key_expired(id.as_str(), expiry).into()),
+            None => Ok(()),
+        },
+    }
+}
+
 /// What is left of the limits when nothing is taken.
 fn rate_limits(state: &State, chat: &Chat, context: &Context<'_>) -> Option<Box<RateLimits>> {
     let asker = Asker { organization: &chat.organization, key: chat.key_id.as_ref() };
@@ -236,7 +251,7 @@ fn supported(chat: &Chat, bounds: &Bounds) -> Result<(), Box<Refusal>> {
         let most = bounds.partitions.saturating_sub(1);
         return Err(refusal::invalid_request(format!("reply_partition must be from 0 to {most}")).into());
     }
-    if !nonce_fits(chat) {
+    if chat.reply_nonce.is_some() && nonce(chat).is_none() {
         return Err(refusal::invalid_request(format!("reply_nonce must have at most {NONCE_BYTES_MAX} bytes")).into());
     }
     let tag_fits = |(name, value): (&String, &String)| name.len() <= TAG_BYTES_MAX && value.len() <= TAG_BYTES_MAX;
@@ -273,8 +288,9 @@ fn context_of(arrival: &Arrival<'_>) -> RequestContext {
     }
 }
 
-fn nonce_fits(chat: &Chat) -> bool {
-    chat.reply_nonce.as_ref().is_none_or(|nonce| nonce.len() <= NONCE_BYTES_MAX)
+/// The nonce, when it fits.
+fn nonce(chat: &Chat) -> Option<&String> {
+    chat.reply_nonce.as_ref().filter(|nonce| nonce.len() <= NONCE_BYTES_MAX)
 }
 
 /// The tags that fit; a request with others is refused, and its refusal must still be bounded.

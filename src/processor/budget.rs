@@ -349,29 +349,52 @@ pub fn rate_limits(
     left.reduce(limits::least).filter(|left| *left != RateLimits::default()).map(Box::new)
 }
 
+/// What was set aside for the attempt that is posted.
+#[derive(Debug, Clone, Copy)]
+pub struct Held<'a> {
+    pub attempt: u32,
+    pub accounts: &'a [Account],
+    pub amount: PicoUsd,
+    /// What is posted of the attempt already.
+    pub posted: PicoUsd,
+}
+
+impl<'a> Held<'a> {
+    /// By an attempt of which nothing is posted yet.
+    pub fn by(started: &'a AttemptStarted) -> Option<Self> {
+        let Reservation { accounts, amount_pico_usd: amount, .. } = started.reservation.as_ref()?;
+        Some(Self { attempt: started.attempt, accounts, amount: *amount, posted: PicoUsd::ZERO })
+    }
+
+    /// By how much a posting of so much goes beyond it.
+    fn overdrawn(self, cost: PicoUsd) -> PicoUsd {
+        let beyond = |posted: PicoUsd| posted.saturating_sub(self.amount).max(PicoUsd::ZERO);
+        beyond(self.posted.saturating_add(cost)).saturating_sub(beyond(self.posted))
+    }
+}
+
 /// Where and when a posting is booked, and what else it leads to: an overdraft, thresholds that it crosses.
 pub fn book(
     terms: Option<&Terms<'_>>,
     books: &Books,
     asker: Asker<'_>,
-    reservation: Option<(&Reservation, u32)>,
+    held: Option<Held<'_>>,
     cost: Option<PicoUsd>,
     at: Timestamp,
 ) -> (Booking, Vec<Fact>) {
     let default = crate::domain::Calendar::default();
     let periods = terms.map_or(&default, |terms| terms.calendar).periods(at);
-    let accounts = match (reservation, terms) {
-        (Some((reservation, _)), _) => reservation.accounts.clone(),
+    let accounts = match (held, terms) {
+        (Some(held), _) => held.accounts.to_vec(),
         (None, Some(terms)) => accounts(terms),
         (None, None) => vec![Account::Organization],
     };
     let mut facts = Vec::new();
     let cost = cost.unwrap_or(PicoUsd::ZERO);
-    if let Some((reservation, attempt)) = reservation
-        && cost > reservation.amount_pico_usd
+    if let Some((held, amount_pico_usd)) = held.map(|held| (held, held.overdrawn(cost)))
+        && amount_pico_usd > PicoUsd::ZERO
     {
-        let amount_pico_usd = cost.saturating_sub(reservation.amount_pico_usd);
-        facts.push(Fact::Overdrawn(Overdrawn { attempt, amount_pico_usd }));
+        facts.push(Fact::Overdrawn(Overdrawn { attempt: held.attempt, amount_pico_usd }));
     }
     if let Some(terms) = terms.filter(|terms| !terms.soft_percents().is_empty() && cost > PicoUsd::ZERO) {
         for account in &accounts {

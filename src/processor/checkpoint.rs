@@ -19,7 +19,7 @@ use crate::records::journal::{Entry, Tenancy};
 use crate::records::state::Marker;
 
 /// Of what [`super::fold`] does and of the form of the parts. Raise it when either changes.
-pub const FOLD_VERSION: i32 = 3;
+pub const FOLD_VERSION: i32 = 4;
 
 /// Open requests, remembered settlements, and terminals of one part at the most; a part is far smaller than a record may be.
 const OPEN_OF_PART_MAX: usize = 128;
@@ -216,7 +216,7 @@ mod tests {
     use super::super::memory::fixture;
     use super::*;
     use crate::domain::{KeyId, PicoUsd, RequestId, Timestamp};
-    use crate::records::journal::{LimitCharge, LimitScope};
+    use crate::records::journal::{Account, LimitCharge, LimitScope};
 
     fn ended(number: usize) -> Ended {
         let (reply_nonce, finish_reason) = (Some("n".into()), Some("stop".into()));
@@ -236,7 +236,9 @@ mod tests {
                 ledger.closed(asker, &[charge], 3, at);
             }
             let key = key_of(&organization, &RequestId::parse("r").unwrap());
-            ledger.estimated(key, 1, PicoUsd::new(number as i128));
+            let (cost, reserved) = (PicoUsd::new(number as i128), PicoUsd::new(i128::from(i64::MAX)));
+            let accounts = vec![Account::Organization, Account::Key];
+            ledger.estimated(Estimate { key, attempt: 1, cost, accounts, reserved });
         }
         ledger
     }

@@ -21,6 +21,10 @@ const BYTES_PER_TOKEN: u64 = 4;
 /// Tokens that the chat format adds to each message (OpenAI's cookbook, "How to count tokens with tiktoken").
 const TOKENS_PER_MESSAGE: u64 = 3;
 
+/// Output tokens that a provider makes in a second at the most, for one choice: the fastest services tell of up to 3,000
+/// (Cerebras, Groq). What nobody saw is estimated by it, so it is rather too high than too low.
+const OUTPUT_TOKENS_PER_SECOND_MAX: u64 = 3_000;
+
 /// Most characters of a finish reason that are kept: it is a word, whatever a provider may write there.
 const FINISH_REASON_CHARS_MAX: usize = 64;
 
@@ -92,7 +96,7 @@ pub fn posting(control: &Tables, open: &OpenRequest, report: &AttemptReport) -> 
         AttemptEnd::Cancelled => (Outcome::Cancelled, None),
         AttemptEnd::Failed(failure) => (Outcome::Failed, Some(failure)),
     };
-    let (usage, usage_source) = usage_of(&open.admitted.features, report);
+    let (usage, usage_source) = usage_of(open, report);
     AttemptEnded {
         simulated: report.simulated,
         error_code: failure.map(|f| f.class.code().to_owned()),
@@ -105,23 +109,25 @@ pub fn posting(control: &Tables, open: &OpenRequest, report: &AttemptReport) -> 
     }
 }
 
-/// The posting of an attempt whose owner went away: an estimate of what is known to have been put out. If the former owner
-/// learns what it came to, that becomes an orphan's posting; where it has been posted already, nothing is left.
-pub fn interrupted_posting(control: &Tables, open: &OpenRequest) -> AttemptEnded {
-    unreported(control, open, Outcome::Interrupted, "interrupted")
+/// The posting of an attempt whose owner went away: an estimate of what it put out until now. If the former owner learns
+/// what it came to, that becomes an orphan's posting; where it has been posted already, nothing is left.
+pub fn interrupted_posting(control: &Tables, open: &OpenRequest, at: Timestamp) -> AttemptEnded {
+    unreported(control, open, (Outcome::Interrupted, "interrupted"), at)
 }
 
 /// The posting of an attempt that should have ended long ago.
-pub fn lost_posting(control: &Tables, open: &OpenRequest) -> AttemptEnded {
-    unreported(control, open, Outcome::Failed, "deadline_exceeded")
+pub fn lost_posting(control: &Tables, open: &OpenRequest, at: Timestamp) -> AttemptEnded {
+    unreported(control, open, (Outcome::Failed, "deadline_exceeded"), at)
 }
 
-fn unreported(control: &Tables, open: &OpenRequest, outcome: Outcome, code: &str) -> AttemptEnded {
-    let usage = TokenUsage {
-        input: Some(counted_input(&open.admitted.features)),
-        output: Some(open.progress.text_bytes.div_ceil(BYTES_PER_TOKEN)),
-        ..TokenUsage::default()
+fn unreported(control: &Tables, open: &OpenRequest, (outcome, code): (Outcome, &str), at: Timestamp) -> AttemptEnded {
+    let elapsed_ms = u64::try_from(at.since(open.started_at).as_millis()).unwrap_or(u64::MAX);
+    let output = match open.progress.text_bytes {
+        0 => unseen_output(open, elapsed_ms),
+        bytes => bytes.div_ceil(BYTES_PER_TOKEN),
     };
+    let input = Some(counted_input(&open.admitted.features));
+    let usage = TokenUsage { input, output: Some(output), ..TokenUsage::default() };
     let (usage, source) = match open.is_posted_by_orphan {
         true => (TokenUsage::NOTHING, UsageSource::None),
         false => (usage, UsageSource::Estimated),
@@ -203,7 +209,12 @@ pub fn sum(a: Option<PicoUsd>, b: Option<PicoUsd>) -> Option<PicoUsd> {
 }
 
 /// What the provider reported; known zeros where it cannot have worked; else an estimate, marked as such.
-fn usage_of(features: &Features, report: &AttemptReport) -> (TokenUsage, UsageSource) {
+fn usage_of(open: &OpenRequest, report: &AttemptReport) -> (TokenUsage, UsageSource) {
+    let features = &open.admitted.features;
+    let output = || match is_unseen(report) {
+        true => unseen_output(open, report.duration_ms),
+        false => report.summary.text_bytes.div_ceil(BYTES_PER_TOKEN),
+    };
     if let Some(usage) = report.summary.usage {
         if usage.input.is_some() && usage.output.is_some() {
             return (usage, UsageSource::Reported);
@@ -213,7 +224,7 @@ fn usage_of(features: &Features, report: &AttemptReport) -> (TokenUsage, UsageSo
             let cached = usage.cached_input.unwrap_or(0).saturating_add(usage.cache_write.unwrap_or(0));
             Some(counted_input(features).saturating_sub(cached))
         });
-        let output = usage.output.or_else(|| Some(report.summary.text_bytes.div_ceil(BYTES_PER_TOKEN)));
+        let output = usage.output.or_else(|| Some(output()));
         return (TokenUsage { input, output, ..usage }, UsageSource::Estimated);
     }
     let refused = matches!(&report.end, AttemptEnd::Failed(failure) if matches!(
@@ -225,12 +236,40 @@ fn usage_of(features: &Features, report: &AttemptReport) -> (TokenUsage, UsageSo
     if !report.called || (report.content_frames == 0 && (refused || answered_with_an_error)) {
         return (TokenUsage::NOTHING, UsageSource::None);
     }
-    let usage = TokenUsage {
-        input: Some(counted_input(features)),
-        output: Some(report.summary.text_bytes.div_ceil(BYTES_PER_TOKEN)),
-        ..TokenUsage::default()
+    let input = Some(counted_input(features));
+    (TokenUsage { input, output: Some(output()), ..TokenUsage::default() }, UsageSource::Estimated)
+}
+
+/// Whether the provider may have put out what nobody saw: the call was ended, or broke off, before any text of it came.
+fn is_unseen(report: &AttemptReport) -> bool {
+    let breaks_off = match &report.end {
+        AttemptEnd::Completed => false,
+        AttemptEnd::Cancelled => true,
+        AttemptEnd::Failed(failure) => match failure.class {
+            FailureClass::FirstTokenTimeout
+            | FailureClass::BetweenTokensTimeout
+            | FailureClass::Deadline
+            | FailureClass::Garbage
+            | FailureClass::Cut
+            | FailureClass::TooLarge
+            | FailureClass::NoRoom => true,
+            FailureClass::Connect
+            | FailureClass::RateLimited
+            | FailureClass::Configuration
+            | FailureClass::BadRequest
+            | FailureClass::Upstream => false,
+        },
     };
-    (usage, UsageSource::Estimated)
+    breaks_off && report.summary.text_bytes == 0
+}
+
+/// The output tokens of a call of which no text was seen: what it can have put out in that time, and no more than was set
+/// aside for it. Otherwise whoever breaks off calls would spend what no budget sees.
+fn unseen_output(open: &OpenRequest, elapsed_ms: u64) -> u64 {
+    let of_choice = elapsed_ms.saturating_mul(OUTPUT_TOKENS_PER_SECOND_MAX).div_ceil(1_000);
+    let most = open.started.reservation.as_ref().map_or(u64::MAX, |reservation| reservation.output_tokens);
+    let choices = u64::from(open.admitted.features.choices.max(1));
+    of_choice.min(most).saturating_mul(choices)
 }
 
 /// The input tokens of a request as the provider of a model will count them: OpenAI's count, and for others as much more

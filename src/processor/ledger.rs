@@ -18,9 +18,13 @@ use crate::records::journal::{Account, AttemptEnded, Booking, LimitCharge, Limit
 
 /// How long after its last request an organization's meters are looked at, to be put away when they have run out.
 const REST: Duration = Duration::from_secs(60);
+/// Shortest day and month of a calendar, with room for clocks that are set: when a plan's calendar changes, a period that
+/// begins sooner than that after another is still that one, so that nothing posted in it is forgotten.
+const DAY_MIN: Duration = Duration::from_secs(20 * 3_600);
+const MONTH_MIN: Duration = Duration::from_secs(27 * 24 * 3_600);
 /// How long after the beginning of the month in which a key's last posting is what it posted is kept: longer than any month
-/// of any calendar, so that nothing of it counts any more.
-const KEY_KEPT: Duration = Duration::from_secs(33 * 24 * 3_600);
+/// of any calendar, and than one that a change of calendar makes longer, so that nothing of it counts any more.
+pub const KEY_KEPT: Duration = Duration::from_secs(62 * 24 * 3_600);
 /// Interrupted attempts whose estimated cost is remembered, so that a late end of one corrects it; the oldest are
 /// forgotten first.
 pub const ESTIMATES_MAX: usize = 10_000;
@@ -51,14 +55,15 @@ mod wide {
 }
 
 impl Posted {
-    /// What counts in these periods. A period that begins anew begins with nothing; one that would begin earlier (the plan's
-    /// calendar was changed) goes on as it is.
+    /// What counts in these periods. A period that begins anew begins with nothing; one that would begin earlier, or within
+    /// the one that has begun (the plan's calendar was changed), goes on as it is.
     pub fn in_periods(self, periods: Periods) -> Self {
-        let (is_new_day, is_new_month) = (periods.day > self.periods.day, periods.month > self.periods.month);
+        let begun = self.periods;
+        let (day, month) = (begins(begun.day, periods.day, DAY_MIN), begins(begun.month, periods.month, MONTH_MIN));
         Self {
-            periods: Periods { day: self.periods.day.max(periods.day), month: self.periods.month.max(periods.month) },
-            day: if is_new_day { PicoUsd::ZERO } else { self.day },
-            month: if is_new_month { PicoUsd::ZERO } else { self.month },
+            periods: Periods { day: day.unwrap_or(begun.day), month: month.unwrap_or(begun.month) },
+            day: if day.is_some() { PicoUsd::ZERO } else { self.day },
+            month: if month.is_some() { PicoUsd::ZERO } else { self.month },
         }
     }
 
@@ -67,6 +72,11 @@ impl Posted {
         self.day = self.day.saturating_add(amount);
         self.month = self.month.saturating_add(amount);
     }
+}
+
+/// When the next period begins, if it is another one than that which has begun.
+fn begins(begun: Timestamp, begin: Timestamp, shortest: Duration) -> Option<Timestamp> {
+    (begin >= begun.plus(shortest)).then_some(begin)
 }
 
 /// An account: what is posted, and what the open attempts hold.
@@ -115,6 +125,10 @@ pub struct Estimate {
     pub key: RequestKey,
     pub attempt: u32,
     pub cost: PicoUsd,
+    /// On which accounts it is posted.
+    pub accounts: Vec<Account>,
+    /// What was set aside for it.
+    pub reserved: PicoUsd,
 }
 
 /// The books of a partition.
@@ -269,10 +283,9 @@ impl Ledger {
         self.estimates.iter()
     }
 
-    /// The estimated cost with which an interrupted attempt is posted.
-    pub fn estimate(&self, key: &RequestKey, attempt: u32) -> Option<PicoUsd> {
-        let found = self.estimates.iter().rev().find(|estimate| estimate.attempt == attempt && estimate.key == *key);
-        found.map(|estimate| estimate.cost)
+    /// How an interrupted attempt is posted, when that is an estimate.
+    pub fn estimate(&self, key: &RequestKey, attempt: u32) -> Option<&Estimate> {
+        self.estimates.iter().rev().find(|estimate| estimate.attempt == attempt && estimate.key == *key)
     }
 
     /// Takes up what a checkpoint holds; the open requests come after it.
@@ -402,8 +415,8 @@ impl Ledger {
     }
 
     /// An interrupted attempt is posted with an estimate.
-    pub(super) fn estimated(&mut self, key: RequestKey, attempt: u32, cost: PicoUsd) {
-        self.estimates.push_back(Estimate { key, attempt, cost });
+    pub(super) fn estimated(&mut self, estimate: Estimate) {
+        self.estimates.push_back(estimate);
         if self.estimates.len() > ESTIMATES_MAX {
             self.estimates.pop_front();
         }

@@ -60,7 +60,7 @@ impl Bucket {
             return Err(None);
         }
         let over = self.level_at(at).saturating_sub(most - wanted);
-        if over == 0 { Ok(()) } else { Err(Some(over.div_ceil(per_minute))) }
+        if over == 0 { Ok(()) } else { Err(Some(self.run_out_ms(over))) }
     }
 
     /// What is left of a limit.
@@ -69,8 +69,13 @@ impl Bucket {
         RateLimit {
             limit: per_minute,
             remaining: most.saturating_sub(level) / MINUTE_MS,
-            reset_ms: if per_minute == 0 { MINUTE_MS } else { level.div_ceil(per_minute) },
+            reset_ms: if per_minute == 0 { MINUTE_MS } else { self.run_out_ms(level) },
         }
+    }
+
+    /// In how many milliseconds so much of it runs out: by the limit that it was taken of, which may have changed since.
+    const fn run_out_ms(&self, level: u64) -> u64 {
+        if self.per_minute == 0 { 0 } else { level.div_ceil(self.per_minute) }
     }
 }
 
@@ -270,6 +275,25 @@ mod tests {
         for limits in [limits(None, Some(10), None), limits(Some(0), None, None), limits(None, None, Some(0))] {
             let refused = meter.charge(LimitScope::Key, limits, 11, at(0)).unwrap_err();
             assert!(refused.never && refused.retry_after_ms.is_none(), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn after_a_change_of_the_limit_the_wait_is_by_what_was_taken_of_the_old_one() {
+        let old = limits(None, Some(600), None);
+        for new in [60, 300, 1_200] {
+            let mut meter = Meter::default();
+            taken(&mut meter, old, 600, 0).unwrap();
+            let new = limits(None, Some(new), None);
+            let (wanted, mut now, mut waits) = (new.tokens_per_minute.unwrap(), 0, 0);
+            while let Err(exceeded) = taken(&mut meter.clone(), new, wanted, now) {
+                now += i64::try_from(exceeded.retry_after_ms.unwrap()).unwrap();
+                waits += 1;
+            }
+            assert!(now > 0 && waits == 1, "{new:?}: {waits} waits until {now}");
+            assert!(taken(&mut meter.clone(), new, wanted, now - 1).is_err());
+            let left = meter.left_after(new, None, at(0)).tokens.unwrap();
+            assert_eq!(left.reset_ms, 60_000);
         }
     }
 

@@ -39,7 +39,7 @@ use crate::records::journal::{
 use crate::records::requests::{Cancel, Chat};
 use crate::records::responses::{ApiError, Frame, FrameBody, Head, Terminal};
 use admission::Arrival;
-use budget::{Before, Question};
+use budget::{Before, Held, Question};
 use content::Content;
 use inference::{AttemptReport, Next};
 pub use state::{OpenRequest, State, evolve, fold, key_of};
@@ -291,9 +291,8 @@ fn book(
 ) -> (AttemptEnded, Vec<Fact>) {
     let asker = open.asker(key);
     let terms = context.control.terms(asker.organization, asker.key);
-    let reservation = open.started.reservation.as_ref().map(|reservation| (reservation, open.attempt));
-    let books = state.ledger.books(asker.organization);
-    let (booking, facts) = budget::book(terms.as_ref(), books, asker, reservation, posting.cost_pico_usd, context.at);
+    let (books, held) = (state.ledger.books(asker.organization), Held::by(&open.started));
+    let (booking, facts) = budget::book(terms.as_ref(), books, asker, held, posting.cost_pico_usd, context.at);
     (AttemptEnded { booking: Some(booking), ..posting }, facts)
 }
 
@@ -344,7 +343,7 @@ fn decide_progressed(state: &State, key: &RequestKey, progressed: AttemptProgres
 /// A call that should have ended long ago: whatever became of it, its asker is told.
 fn decide_overdue(state: &State, key: &RequestKey, simulated: bool, context: &Context<'_>) -> Decision {
     let Some(open) = state.open(key) else { return nothing(InputKind::Timer) };
-    let posting = AttemptEnded { simulated, ..inference::lost_posting(context.control, open) };
+    let posting = AttemptEnded { simulated, ..inference::lost_posting(context.control, open, context.at) };
     let end = (Outcome::Failed, refusal::deadline());
     let mut decision = give_up(state, InputKind::Timer, key, open, posting, end, context);
     decision.commands.insert(0, Command::Abort(key.clone()));
@@ -432,11 +431,19 @@ fn call(
         credential: deployment.credential.clone(),
         stream,
         include_usage: admitted.include_usage,
-        output_cap: started.reservation.as_ref().and_then(|reservation| reservation.output_cap),
+        output_cap: output_cap(started, admitted),
         deadline_at: admitted.deadline_at,
         reply_partition: admitted.reply_partition,
         reply_nonce: admitted.reply_nonce.clone(),
     })
+}
+
+/// The cap that the call is told, under the name that its provider knows: the client may have named it otherwise, or twice.
+/// Where nobody gave one, the model's own is left to the provider.
+fn output_cap(started: &AttemptStarted, admitted: &RequestAdmitted) -> Option<u64> {
+    let reservation = started.reservation.as_ref()?;
+    let is_capped = reservation.output_cap.is_some() || admitted.features.output_cap.is_some();
+    is_capped.then_some(reservation.output_tokens)
 }
 
 impl RequestContext {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::limits::{Exceeded, What};
-use crate::domain::PicoUsd;
+use crate::domain::{PicoUsd, Timestamp};
 use crate::provider::{Failure, FailureClass};
 use crate::records::journal::LimitScope;
 use crate::records::responses::ApiError;
@@ -74,6 +74,19 @@ pub fn too_late() -> ApiError {
 pub fn unknown_organization(organization: &str) -> ApiError {
     let message = format!("organization {organization:?} does not exist or is not active");
     error(403, "invalid_request_error", "organization_not_found", message)
+}
+
+pub fn key_not_found(key: &str) -> ApiError {
+    let message = format!("the key {key:?} does not exist; if it was made just now, ask again in a second");
+    error(401, "invalid_request_error", "invalid_api_key", message)
+}
+
+pub fn key_revoked(key: &str) -> ApiError {
+    error(401, "invalid_request_error", "key_revoked", format!("the key {key:?} is revoked; use another one"))
+}
+
+pub fn key_expired(key: &str, at: Timestamp) -> ApiError {
+    error(401, "invalid_request_error", "key_expired", format!("the key {key:?} expired at {at}; use another one"))
 }
 
 /// The gateway's capacity, or the organization's share of it, is in use.

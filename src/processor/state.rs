@@ -14,7 +14,7 @@ use crate::records::journal::{
 use crate::records::{Outcome, UsageSource};
 
 use super::inference;
-use super::ledger::{Asker, Ledger};
+use super::ledger::{Asker, Estimate, Ledger};
 use super::memory::{Ended, Memory};
 
 /// How long after its deadline an open request is given up: its call ends itself at the deadline, so this is for one
@@ -235,11 +235,13 @@ pub fn evolve(state: &mut State, commit: &Commit) {
             }
             Fact::AttemptEnded(posting) => {
                 last = Some(posting);
+                let mut reserved = PicoUsd::ZERO;
                 if let Some(open) = state.open.get_mut(&key).filter(|open| open.attempt == posting.attempt) {
                     open.posted = inference::sum(open.posted, posting.cost_pico_usd);
                     let used = tokens_of(posting);
                     open.used_tokens = open.used_tokens.saturating_add(used);
                     let held = (open.started.reservation.take(), open.started.limits.take());
+                    reserved = held.0.as_ref().map_or(reserved, |reservation| reservation.amount_pico_usd);
                     let held = (held.0.as_ref(), held.1.as_ref());
                     state.ledger.ended(asker, &open.started.model, held, used, commit.at);
                 }
@@ -247,7 +249,9 @@ pub fn evolve(state: &mut State, commit: &Commit) {
                 if let (Outcome::Interrupted, Some(cost), UsageSource::Estimated) =
                     (posting.outcome, posting.cost_pico_usd, posting.usage_source)
                 {
-                    state.ledger.estimated(key.clone(), posting.attempt, cost);
+                    let accounts = posting.booking.as_ref().map_or_else(Vec::new, |booking| booking.accounts.clone());
+                    let (key, attempt) = (key.clone(), posting.attempt);
+                    state.ledger.estimated(Estimate { key, attempt, cost, accounts, reserved });
                 }
             }
             Fact::CancelRequested(_) => {

@@ -1,7 +1,8 @@
 //! What a new owner makes of what the former one left: open requests, money that nobody has posted, terminals that may not
 //! have been told.
 
-use super::ledger::Asker;
+use super::budget::Held;
+use super::ledger::{Asker, Estimate};
 use super::memory::Ended;
 use super::state::{State, key_of};
 use super::{Command, Context, Decision, book, budget, call_again, give_up, inference, nothing, of_open, refusal};
@@ -19,7 +20,7 @@ pub(super) fn decide(
     context: &Context<'_>,
 ) -> Decision {
     let Some(open) = state.open(key) else { return nothing(InputKind::Takeover) };
-    let posting = AttemptEnded { simulated, ..inference::interrupted_posting(context.control, open) };
+    let posting = AttemptEnded { simulated, ..inference::interrupted_posting(context.control, open, context.at) };
     if open.cancelled {
         return give_up(
             state,
@@ -55,15 +56,23 @@ pub(super) fn decide(
 pub(super) fn decide_orphaned(state: &State, journal_offset: i64, context: &Context<'_>) -> Decision {
     let Some(orphan) = state.orphan(journal_offset) else { return nothing(InputKind::Takeover) };
     let key = key_of(&orphan.organization, &orphan.context.request_id);
-    let estimated = state.ledger.estimate(&key, orphan.posting.attempt);
     let mut posting = orphan.posting.clone();
+    let estimate = state.ledger.estimate(&key, posting.attempt);
+    let estimated = estimate.map(|estimate| estimate.cost);
     if let Some(estimated) = estimated {
         posting.cost_pico_usd = posting.cost_pico_usd.map(|cost| cost.saturating_sub(estimated));
     }
+    let held = match (estimate, state.open(&key).filter(|open| open.attempt == posting.attempt)) {
+        (Some(Estimate { attempt, cost, accounts, reserved, .. }), _) if !accounts.is_empty() => {
+            Some(Held { attempt: *attempt, accounts, amount: *reserved, posted: *cost })
+        }
+        (_, Some(open)) => Held::by(&open.started),
+        _ => None,
+    };
     let asker = Asker { organization: &orphan.organization, key: orphan.context.key_id.as_ref() };
     let terms = context.control.terms(asker.organization, asker.key);
     let books = state.ledger.books(asker.organization);
-    let (booking, booked) = budget::book(terms.as_ref(), books, asker, None, posting.cost_pico_usd, context.at);
+    let (booking, booked) = budget::book(terms.as_ref(), books, asker, held, posting.cost_pico_usd, context.at);
     posting.booking = Some(booking);
     let orphan_posted = OrphanPosted { journal_offset, posting, corrects_pico_usd: estimated };
     let mut facts = vec![Fact::OrphanPosted(orphan_posted)];

@@ -169,29 +169,33 @@ fn the_key_and_the_organization_pay_both_or_none() {
 #[test]
 fn the_cap_is_the_clients_else_the_plans_and_lower_when_the_money_is_short() {
     let capped = r#"{"model":"two","max_tokens":30,"messages":[{"role":"user","content":"12345678"}]}"#;
+    let twice = r#"{"model":"two","max_tokens":90,"max_completion_tokens":30,"messages":[{"role":"user","content":"12345678"}]}"#;
+    let too_many = r#"{"model":"two","max_tokens":900,"messages":[{"role":"user","content":"12345678"}]}"#;
     let plan = |month, output_cap| Plan { output_cap, ..budget(month, WhenShort::LowerOutputCap) };
     let money = |tokens: i128| 10_000 + tokens * 2_000;
     let table = [
-        // Month, plan's cap, body, tokens reserved, cap that the call is told.
-        (10 * WORST, None, hello("two"), Some((100, None))),
-        (10 * WORST, Some(40), hello("two"), Some((40, Some(40)))),
-        (10 * WORST, Some(40), chat(capped), Some((30, None))),
-        (money(50), None, hello("two"), Some((50, Some(50)))),
-        (money(50) - 1, None, hello("two"), Some((49, Some(49)))),
-        (money(20), None, chat(capped), Some((20, Some(20)))),
-        (money(16), None, hello("two"), Some((16, Some(16)))),
+        // Month, plan's cap, body, tokens reserved, cap that is not the client's, cap that the call is told.
+        (10 * WORST, None, hello("two"), Some((100, None, None))),
+        (10 * WORST, Some(40), hello("two"), Some((40, Some(40), Some(40)))),
+        (10 * WORST, Some(40), chat(capped), Some((30, None, Some(30)))),
+        (10 * WORST, None, chat(twice), Some((30, None, Some(30)))),
+        (10 * WORST, None, chat(too_many), Some((100, None, Some(100)))),
+        (money(50), None, hello("two"), Some((50, Some(50), Some(50)))),
+        (money(50) - 1, None, hello("two"), Some((49, Some(49), Some(49)))),
+        (money(20), None, chat(capped), Some((20, Some(20), Some(20)))),
+        (money(16), None, hello("two"), Some((16, Some(16), Some(16)))),
         (money(16) - 1, None, hello("two"), None),
         (0, None, hello("two"), None),
     ];
     for (month, cap, chat, expected) in table {
         let mut driver = Driver::with_plan(plan(month, cap));
         let (facts, commands) = driver.ask(&chat);
-        let Some((tokens, told)) = expected else {
+        let Some((tokens, lowered, told)) = expected else {
             assert_eq!(refusal_of(&facts).0, "insufficient_quota", "{month}");
             continue;
         };
         let reservation = reservation(&facts);
-        assert_eq!((reservation.output_tokens, reservation.output_cap), (tokens, told), "{month} {cap:?}");
+        assert_eq!((reservation.output_tokens, reservation.output_cap), (tokens, lowered), "{month} {cap:?}");
         assert_eq!(reservation.amount_pico_usd, PicoUsd::new(money(i128::from(tokens))));
         assert_eq!(called(&commands).output_cap, told);
     }
@@ -347,8 +351,8 @@ fn what_a_key_posted_is_kept_for_as_long_as_it_counts() {
         let posted = PicoUsd::new(15_000 * i128::from(id + 1));
         assert_eq!(at_rest(&mut driver, days, 100 + id), [Some(posted)]);
     }
-    assert_eq!(at_rest(&mut driver, 32, 110).len(), 1);
-    assert_eq!(at_rest(&mut driver, 33, 111), []);
+    assert_eq!(at_rest(&mut driver, 61, 110).len(), 1);
+    assert_eq!(at_rest(&mut driver, 62, 111), []);
 }
 
 #[test]
@@ -420,16 +424,140 @@ fn a_models_tokens_are_corrected_and_every_refusal_says_what_is_left() {
 }
 
 #[test]
-fn keys_without_limits_of_their_own_are_not_kept_whatever_records_name() {
+fn keys_without_limits_of_their_own_are_not_kept() {
     let mut driver = Driver::with_plan(Plan::default())
         .with_key(Limits { concurrent_requests: Some(1), ..Limits::NONE }, Spend::NONE);
     let with = |key: &str| Chat { key_id: Some(KeyId::parse(key).unwrap()), ..hello("two") };
     for id in 0..100 {
-        assert!(is_admitted(&driver.asks(id, &with(&format!("unknown-{id}")))));
+        let name = format!("free-{id}");
+        driver.put(&name, Entity::Key(Key::of(vec![], name.clone(), name.clone())));
+        assert!(is_admitted(&driver.asks(id, &with(&name))));
     }
     assert!(is_admitted(&driver.asks(100, &with("k"))));
     assert_eq!(refusal_of(&driver.asks(101, &with("k"))).2, Some("key.concurrent_requests"));
     assert_eq!(driver.state.ledger.books(&key().organization).keys().count(), 1);
     driver.ends(100, AttemptEnd::Completed, reported(1, 1));
     assert!(is_admitted(&driver.asks(102, &with("k"))));
+}
+
+#[test]
+fn a_key_that_is_unknown_revoked_or_expired_opens_nothing() {
+    let mut driver = Driver::with_plan(Plan::default());
+    let key = |name: &str| Key::of(vec![], name.into(), name.into());
+    driver.put("revoked", Entity::Key(Key { active: false, ..key("revoked") }));
+    driver.put("expires", Entity::Key(Key { expires_at: Some(at(1_001)), ..key("expires") }));
+    let with = |key: &str| Chat { key_id: Some(KeyId::parse(key).unwrap()), ..hello("two") };
+    assert_eq!(refusal_of(&driver.asks(0, &with("unknown"))), ("invalid_api_key", 401, None));
+    assert_eq!(refusal_of(&driver.asks(1, &with("revoked"))), ("key_revoked", 401, None));
+    assert!(is_admitted(&driver.asks(2, &with("expires"))));
+    driver.now = at(1_001);
+    assert_eq!(refusal_of(&driver.asks(3, &with("expires"))), ("key_expired", 401, None));
+    assert!(is_admitted(&driver.asks(4, &hello("two"))), "whoever writes records need not name a key");
+}
+
+#[test]
+fn what_nobody_saw_of_a_call_that_was_broken_off_is_estimated_by_its_time_and_no_more_than_was_set_aside() {
+    let text = Summary { text_bytes: 9, ..Summary::default() };
+    let quiet = Summary::default();
+    let table = [
+        // How it ended, what was seen, after how long, output tokens.
+        (AttemptEnd::Cancelled, &quiet, 0, 0),
+        (AttemptEnd::Cancelled, &quiet, 10, 30),
+        (AttemptEnd::Cancelled, &quiet, 60_000, 100),
+        (AttemptEnd::Cancelled, &text, 60_000, 3),
+        (failed(FailureClass::Deadline), &quiet, 60_000, 100),
+        (failed(FailureClass::FirstTokenTimeout), &quiet, 30_000, 100),
+        (failed(FailureClass::TooLarge), &quiet, 30_000, 100),
+        (failed(FailureClass::Garbage), &quiet, 1, 3),
+        (failed(FailureClass::Cut), &text, 60_000, 3),
+        (failed(FailureClass::Upstream), &quiet, 60_000, 0),
+        (AttemptEnd::Completed, &text, 60_000, 3),
+    ];
+    for (end, summary, duration_ms, output) in table {
+        let mut driver = Driver::with_plan(budget(WORST, WhenShort::Refuse));
+        driver.ask(&hello("two"));
+        let report = AttemptReport { duration_ms, ..ended(super::key(), 1, end.clone(), summary.clone()) };
+        let (facts, _) = driver.decide(&Input::AttemptEnded(Box::new(report)));
+        let Fact::AttemptEnded(posting) = &facts[0] else { panic!("{facts:?}") };
+        assert_eq!((posting.usage.output, posting.usage_source), (Some(output), UsageSource::Estimated), "{end:?}");
+        assert_eq!(driver.posted(), 10_000 + i128::from(output) * 2_000);
+    }
+    // And so where nobody ever told of the end.
+    let mut driver = Driver::with_plan(budget(WORST, WhenShort::Refuse));
+    driver.ask(&hello("two"));
+    driver.now = at(1_000_000);
+    driver.decide(&Input::Overdue { key: super::key(), simulated: false });
+    assert_eq!(driver.posted(), WORST);
+}
+
+#[test]
+fn a_calendar_that_is_changed_forgets_nothing_that_was_posted_in_the_month() {
+    let of = |time_zone: &str, reset_day| Plan {
+        budget: Budget { time_zone: time_zone.into(), reset_day, ..budget(2 * WORST, WhenShort::Refuse).budget },
+        ..Plan::default()
+    };
+    let day = |month: i64, day: i64| at(1_767_225_600_000 + ((month - 1) * 31 + day - 1) * 86_400_000);
+    let mut driver = Driver::with_plan(of("UTC", 1));
+    // On the 20th of January 2026.
+    driver.now = day(1, 20);
+    driver.asks(0, &hello("two"));
+    driver.ends(0, AttemptEnd::Completed, reported(10, 100));
+    assert_eq!(driver.posted(), WORST);
+    for (id, (reset_day, zone)) in (1..).zip([(20, "UTC"), (1, "Asia/Tokyo"), (15, "America/Sao_Paulo")]) {
+        driver.plan(of(zone, reset_day));
+        driver.asks(id, &hello("two"));
+        assert_eq!(driver.reserved(), WORST, "{zone}");
+        assert_eq!(refusal_of(&driver.asks(10 + id, &hello("two"))).2, Some("organization.month"), "{zone}");
+        driver.ends(
+            id,
+            AttemptEnd::Cancelled,
+            Summary { usage: Some(crate::domain::TokenUsage::NOTHING), ..Summary::default() },
+        );
+        assert_eq!(driver.posted(), WORST);
+        driver.state = driver.rebuilt();
+    }
+    // The month that begins on the 15th of February is another one.
+    driver.now = day(2, 16);
+    driver.asks(20, &hello("two"));
+    driver.ends(20, AttemptEnd::Completed, reported(1, 1));
+    assert_eq!(driver.posted(), 3_000);
+}
+
+#[test]
+fn the_late_end_of_an_estimated_call_is_posted_where_the_estimate_is_and_says_what_goes_beyond() {
+    let key = |chat: Chat| Chat { key_id: Some(KeyId::parse("k").unwrap()), ..chat };
+    let mut driver =
+        Driver::with_plan(budget(10 * WORST, WhenShort::Refuse)).with_key(Limits::NONE, spend(Some(2 * WORST), None));
+    driver.ask(&key(hello("two")));
+    // Its owner is gone; the next one calls anew, while the key loses its budget.
+    driver.decide(&Input::TakenOver { key: super::key(), has_body: true, simulated: false });
+    driver.end(2, AttemptEnd::Completed, reported(1, 1), 0);
+    let version = driver.control.version_of(EntityKind::Key, "k");
+    assert!(version >= 0);
+    driver = driver.with_key(Limits::NONE, Spend::NONE);
+    let commit = driver.journal.iter().find(|c| matches!(c.facts[0], Fact::AttemptEnded(_))).unwrap().clone();
+    let Fact::AttemptEnded(estimate) = &commit.facts[0] else { unreachable!() };
+    let late = AttemptEnded {
+        outcome: Outcome::Completed,
+        usage_source: UsageSource::Reported,
+        cost_pico_usd: usd(WORST + 7),
+        ..AttemptEnded::clone(estimate)
+    };
+    let stale = Commit {
+        tenure: 0,
+        input: InputKind::Provider,
+        source_offset: None,
+        facts: vec![Fact::AttemptEnded(Box::new(late))],
+        ..commit.clone()
+    };
+    let posted_before = driver.posted();
+    fold(&mut driver.state, 99, &crate::records::journal::Entry::Commit(stale), false);
+    let (facts, _) = driver.decide(&Input::Orphaned(99));
+    let [Fact::OrphanPosted(orphan), Fact::Overdrawn(overdrawn)] = &facts[..] else { panic!("{facts:?}") };
+    let estimated = estimate.cost_pico_usd.unwrap();
+    assert_eq!(orphan.corrects_pico_usd, Some(estimated));
+    let booking = orphan.posting.booking.as_ref().unwrap();
+    assert_eq!(booking.accounts, [Account::Organization, Account::Key]);
+    assert_eq!(*overdrawn, Overdrawn { attempt: 1, amount_pico_usd: PicoUsd::new(7) });
+    assert_eq!(driver.posted(), posted_before + WORST + 7 - estimated.get());
 }
