@@ -109,23 +109,28 @@ pub fn posting(control: &Tables, open: &OpenRequest, report: &AttemptReport) -> 
     }
 }
 
-/// The posting of an attempt whose owner went away: an estimate of what it put out until now. If the former owner learns
-/// what it came to, that becomes an orphan's posting; where it has been posted already, nothing is left.
-pub fn interrupted_posting(control: &Tables, open: &OpenRequest, at: Timestamp) -> AttemptEnded {
-    unreported(control, open, (Outcome::Interrupted, "interrupted"), at)
+/// The posting of an attempt whose owner went away: an estimate of what is known to have been put out. How long the call
+/// went on, nobody knows; that our own fault should use up a budget, nobody wants. If the former owner learns what it came
+/// to, that becomes an orphan's posting; where it has been posted already, nothing is left.
+pub fn interrupted_posting(control: &Tables, open: &OpenRequest) -> AttemptEnded {
+    unreported(control, open, (Outcome::Interrupted, "interrupted"), seen_output(open))
 }
 
 /// The posting of an attempt that should have ended long ago.
 pub fn lost_posting(control: &Tables, open: &OpenRequest, at: Timestamp) -> AttemptEnded {
-    unreported(control, open, (Outcome::Failed, "deadline_exceeded"), at)
+    let elapsed_ms = u64::try_from(at.since(open.started_at).as_millis()).unwrap_or(u64::MAX);
+    let output = match seen_output(open) {
+        0 => unseen_output(open, elapsed_ms),
+        seen => seen,
+    };
+    unreported(control, open, (Outcome::Failed, "deadline_exceeded"), output)
 }
 
-fn unreported(control: &Tables, open: &OpenRequest, (outcome, code): (Outcome, &str), at: Timestamp) -> AttemptEnded {
-    let elapsed_ms = u64::try_from(at.since(open.started_at).as_millis()).unwrap_or(u64::MAX);
-    let output = match open.progress.text_bytes {
-        0 => unseen_output(open, elapsed_ms),
-        bytes => bytes.div_ceil(BYTES_PER_TOKEN),
-    };
+fn seen_output(open: &OpenRequest) -> u64 {
+    open.progress.text_bytes.div_ceil(BYTES_PER_TOKEN)
+}
+
+fn unreported(control: &Tables, open: &OpenRequest, (outcome, code): (Outcome, &str), output: u64) -> AttemptEnded {
     let input = Some(counted_input(&open.admitted.features));
     let usage = TokenUsage { input, output: Some(output), ..TokenUsage::default() };
     let (usage, source) = match open.is_posted_by_orphan {

@@ -20,7 +20,7 @@ pub(super) fn decide(
     context: &Context<'_>,
 ) -> Decision {
     let Some(open) = state.open(key) else { return nothing(InputKind::Takeover) };
-    let posting = AttemptEnded { simulated, ..inference::interrupted_posting(context.control, open, context.at) };
+    let posting = AttemptEnded { simulated, ..inference::interrupted_posting(context.control, open) };
     if open.cancelled {
         return give_up(
             state,

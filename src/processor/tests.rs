@@ -569,7 +569,7 @@ fn what_a_former_owner_left_open_is_settled_as_interrupted_with_its_cost_estimat
             503,
             3,
         ),
-        ("past its deadline", |d| d.now = at(1_000 + 60_000), true, Outcome::Interrupted, 503, 100),
+        ("past its deadline", |d| d.now = at(1_000 + 60_000), true, Outcome::Interrupted, 503, 0),
         ("cancelled", |d| drop(d.cancel()), true, Outcome::Cancelled, 499, 0),
         (
             "at its last attempt",
