@@ -64,7 +64,14 @@ fn decisions(criterion: &mut Criterion) {
     }
     let mut group = criterion.benchmark_group("decisions");
     group.throughput(Throughput::Elements(1));
-    let context = Context { at: world.now, tenure: 0, control: &control, capacity: Capacity::Free, bounds: &BOUNDS };
+    let context = Context {
+        at: world.now,
+        tenure: 0,
+        control: &control,
+        capacity: Capacity::Free,
+        bounds: &BOUNDS,
+        health: tollstream::processor::health::Health::Unknown,
+    };
     let chats: Vec<Chat> = (0..ORGANIZATIONS).map(|number| chat(number, 1)).collect();
     for askers in [1_000, ORGANIZATIONS] {
         // One record that has just been read, with the names of one asker after the other.
@@ -112,7 +119,13 @@ impl World {
     }
 
     fn decide(&mut self, control: &Tables, input: &Input<'_>) -> Vec<Order> {
-        let with = Circumstances { at: self.now, control, capacity: Capacity::Free, bounds: &BOUNDS };
+        let with = Circumstances {
+            at: self.now,
+            control,
+            capacity: Capacity::Free,
+            bounds: &BOUNDS,
+            health: tollstream::processor::health::Health::Unknown,
+        };
         if self.tenure.decide(input, with).is_none() {
             return Vec::new();
         }
@@ -150,6 +163,8 @@ impl World {
             time_to_first_token_ms: Some(300),
             duration_ms: 900,
             body: None,
+            earlier: None,
+            shortfall: None,
         }));
         let commands = self.decide(control, &ended);
         assert!(matches!(commands[..], [Order::Answer { .. }]), "{commands:?}");

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::processor::health;
+
 pub use connections::{ClickHouse, Kafka, Properties, Registry, SaslMechanism, SecurityProtocol};
 pub use environment::{AdminKey, Environment, Secret};
 
@@ -117,6 +119,8 @@ pub struct Processor {
     pub tick_ms: u64,
     /// Entries of a partition's journal after which a checkpoint is kept: about as many does a takeover read.
     pub checkpoint_commits: u64,
+    /// When a deployment is left alone.
+    pub health: health::Settings,
     /// Key of the fingerprints of bodies; the same in all processes. Without one, who reads the journal can test guesses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fingerprint_key: Option<Secret>,
@@ -223,6 +227,7 @@ impl Default for Processor {
             offset_commit_ms: 1_000,
             tick_ms: 100,
             checkpoint_commits: 100_000,
+            health: health::Settings::default(),
             fingerprint_key: None,
         }
     }
@@ -274,7 +279,14 @@ impl Config {
 
     /// Checks what types cannot say.
     pub fn validate(&self) -> Result<(), Error> {
-        let positive: [(&'static str, u64); 18] = [
+        let health = &self.processor.health;
+        let positive: [(&'static str, u64); 24] = [
+            ("processor.health.window_ms", health.window_ms),
+            ("processor.health.calls_min", u64::from(health.calls_min)),
+            ("processor.health.open_ms", health.open_ms),
+            ("processor.health.open_max_ms", health.open_max_ms),
+            ("processor.health.cooldown_ms", health.cooldown_ms),
+            ("processor.health.cooldown_max_ms", health.cooldown_max_ms),
             ("processor.checkpoint_commits", self.processor.checkpoint_commits),
             ("projection.in_flight_max", self.projection.in_flight_max as u64),
             ("projection.in_flight_bytes_max", self.projection.in_flight_bytes_max as u64),
@@ -303,6 +315,11 @@ impl Config {
         if share == 0 || share > 100 {
             let key = "processor.organization_share_percent";
             return Err(Error::Invalid { key, value: share.to_string(), problem: "must be from 1 to 100" });
+        }
+        let failed = self.processor.health.failure_percent;
+        if failed == 0 || failed > 100 {
+            let key = "processor.health.failure_percent";
+            return Err(Error::Invalid { key, value: failed.to_string(), problem: "must be from 1 to 100" });
         }
         connections::check(self)?;
         if self.processor.bodies_bytes_max < self.processor.body_bytes_max {

@@ -1,6 +1,6 @@
 //! One process: its roles, started in order and ended in order.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::codec::{self, Codec, Registry};
 use crate::config::Config;
 use crate::facade::{self, Admin, Facade, Guard, Operators, Statements};
+use crate::processor::health::{Board, Deployments};
 use crate::records::Topic;
 use crate::runtime::control::{self, Control};
 use crate::runtime::control_writer::ControlWriter;
@@ -92,6 +93,7 @@ struct Shared {
     codec: Arc<Codec>,
     publisher: Publisher,
     control: Control,
+    deployments: Deployments,
     health: Health,
     metrics: Metrics,
     cancel: CancellationToken,
@@ -101,6 +103,7 @@ impl Node {
     /// Starts the roles; they are ready when [`Health`] says so.
     pub async fn start(config: Config, roles: &[Role]) -> Result<Self, Error> {
         let (health, metrics) = (Health::default(), Metrics::default());
+        let health_settings = config.processor.health;
         let codec = Arc::new(connect(&config).await?);
         let partitions = partitions(&config).await?;
         let publisher = Publisher::new(&config.kafka)?;
@@ -127,6 +130,7 @@ impl Node {
             codec: codec.clone(),
             publisher: publisher.clone(),
             control: control.clone(),
+            deployments: Arc::new(Mutex::new(Board::new(health_settings))),
             health: health.clone(),
             metrics,
             cancel: cancel.clone(),
@@ -304,6 +308,7 @@ fn spawn_processor(tasks: &mut JoinSet<Result<(), Error>>, shared: &Shared) {
         codec: shared.codec.clone(),
         publisher: shared.publisher.clone(),
         control: shared.control.clone(),
+        deployments: shared.deployments.clone(),
         health: shared.health.clone(),
         metrics: shared.metrics.clone(),
         cancel: shared.cancel.clone(),

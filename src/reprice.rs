@@ -310,6 +310,7 @@ mod tests {
             organization: Some("acme".parse().unwrap()),
             request: Some(Arc::new(RequestContext::of_request(id.parse().unwrap(), at))),
             facts: vec![fact],
+            health: Vec::new(),
         })
     }
 
@@ -325,6 +326,7 @@ mod tests {
                 price_version: 0,
                 reservation: None,
                 limits: None,
+                delay_ms: 0,
             }),
         )
     }
@@ -351,6 +353,8 @@ mod tests {
             price_simulated: false,
             cost_pico_usd: cost.map(PicoUsd::new),
             booking: None,
+            retry_after_ms: None,
+            shortfall: None,
         }
     }
 

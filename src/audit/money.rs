@@ -390,7 +390,13 @@ mod tests {
     fn commits(tables: &Tables) -> Vec<Commit> {
         let (mut tenure, mut commits) = (Tenure::begin(0, State::default()), Vec::new());
         let mut decide = |input: &Input<'_>| {
-            let with = Circumstances { at: at(BEGIN), control: tables, capacity: Capacity::Free, bounds: &BOUNDS };
+            let with = Circumstances {
+                at: at(BEGIN),
+                control: tables,
+                capacity: Capacity::Free,
+                bounds: &BOUNDS,
+                health: crate::processor::health::Health::Unknown,
+            };
             commits.extend(tenure.decide(input, with));
         };
         let ask = |id: &str, model: &str, source_offset, decide: &mut dyn FnMut(&Input<'_>)| {

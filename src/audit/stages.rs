@@ -406,6 +406,7 @@ mod tests {
             organization: Some(OrganizationId::parse("acme").unwrap()),
             request: Some(std::sync::Arc::new(request)),
             facts: vec![Fact::RequestRefused(refused)],
+            health: Vec::new(),
         };
         let (codec, mut payload) = (Codec::offline().unwrap(), Vec::new());
         codec.encode(&usage_of(3, 9, &commit)[0], &mut payload).unwrap();

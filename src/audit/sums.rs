@@ -414,6 +414,8 @@ mod tests {
             price_simulated: false,
             cost_pico_usd: cost.map(PicoUsd::new),
             booking: None,
+            retry_after_ms: None,
+            shortfall: None,
         }
     }
 
@@ -442,6 +444,7 @@ mod tests {
             organization: Some(OrganizationId::parse(organization).unwrap()),
             request: Some(Arc::new(request)),
             facts,
+            health: Vec::new(),
         })
     }
 

@@ -68,7 +68,12 @@ fn admitted() -> Fact {
 fn routed(max_attempts: u32) -> Fact {
     let candidate =
         Candidate { model: ModelName::parse("m").unwrap(), deployment: DeploymentId::parse("d").unwrap(), tier: 1 };
-    Fact::RequestRouted(Arc::new(RequestRouted { candidates: vec![candidate], max_attempts, reasons: Vec::new() }))
+    Fact::RequestRouted(Arc::new(RequestRouted {
+        candidates: vec![candidate],
+        max_attempts,
+        reasons: Vec::new(),
+        tiering: None,
+    }))
 }
 
 fn started(attempt: u32) -> Fact {
@@ -80,6 +85,7 @@ fn started(attempt: u32) -> Fact {
         price_version: 0,
         reservation: None,
         limits: None,
+        delay_ms: 0,
     })
 }
 
@@ -104,6 +110,8 @@ fn ended(attempt: u32, outcome: Outcome, content_frames: u32) -> Fact {
         price_simulated: false,
         cost_pico_usd: None,
         booking: None,
+        retry_after_ms: None,
+        shortfall: None,
     }))
 }
 
@@ -302,6 +310,7 @@ fn commit(request: &str, (tenure, sequence): (i64, i64), source_offset: Option<i
         organization: Some(OrganizationId::parse("acme").unwrap()),
         request: Some(Arc::new(request)),
         facts,
+        health: Vec::new(),
     })
 }
 

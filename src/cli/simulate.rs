@@ -30,7 +30,8 @@ pub struct Args {
     /// Tokens of every answer [default: by the prompt, 24 to 96]
     #[arg(long, value_name = "N")]
     pub output_tokens: Option<usize>,
-    /// A fault and its share of requests, such as status=503:10%, cut:5%, stall-after=3, garbage, error, truncate
+    /// A fault and its share of requests, such as status=503:10%, cut:5%, stall-after=3, garbage, error, truncate,
+    /// anthropic/overloaded (as that provider words it) or gpt-4o@status=429;retry-after=30 (of that model only)
     #[arg(long = "fault", value_name = "FAULT")]
     pub faults: Vec<FaultRule>,
     /// Report prompts that begin as earlier ones as cached

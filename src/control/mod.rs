@@ -341,6 +341,7 @@ mod tests {
                 entry(20, None, Some(100), 3),
                 entry(20, Some(101), None, 4),
             ],
+            weight: None,
         };
         let input = |at, tokens| deployment.price_at(Timestamp::from_millis(at), tokens).map(|entry| entry.input.get());
         let table = [

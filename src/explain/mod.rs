@@ -198,6 +198,7 @@ impl Attempt {
                 price_version: posting.price_version,
                 reservation: None,
                 limits: None,
+                delay_ms: 0,
             };
             attempts.push(Self { started_at: None, ..Self::begun(&started, Timestamp::default()) });
             attempts.len() - 1

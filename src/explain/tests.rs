@@ -33,6 +33,7 @@ fn commit(tenure: i64, sequence: i64, after_ms: i64, organization: &str, id: &st
         organization: Some(organization.parse().unwrap()),
         request: Some(context(id)),
         facts,
+        health: Vec::new(),
     })
 }
 
@@ -78,6 +79,7 @@ fn routed() -> Fact {
         candidates: vec![candidate("gpt-4o-mini"), candidate("gpt-4o")],
         max_attempts: 3,
         reasons: vec!["tier 2 by default".into()],
+        tiering: None,
     }))
 }
 
@@ -96,6 +98,7 @@ fn started(attempt: u32, reserved: Option<i128>) -> Fact {
             accounts: vec![Account::Organization, Account::Key],
         }),
         limits: None,
+        delay_ms: 0,
     })
 }
 
@@ -120,6 +123,8 @@ fn posting(attempt: u32, outcome: Outcome, cost: Option<i128>) -> AttemptEnded {
         price_simulated: false,
         cost_pico_usd: cost.map(PicoUsd::new),
         booking: None,
+        retry_after_ms: None,
+        shortfall: None,
     }
 }
 

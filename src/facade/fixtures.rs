@@ -127,9 +127,16 @@ pub fn tables() -> Tables {
         capabilities: vec!["chat".into(), "streaming".into()],
         deployments: vec![],
         limits: Default::default(),
+        balance: crate::records::control::Balance::default(),
     };
-    let policy =
-        Policy { description: String::new(), default_tier: 2, max_attempts: 3, tiers: vec![], fallback: vec![] };
+    let policy = Policy {
+        description: String::new(),
+        default_tier: 2,
+        max_attempts: 3,
+        tiers: vec![],
+        fallback: vec![],
+        ..Policy::default()
+    };
     let expiring = |mut record: ControlRecord| {
         record.key.as_mut().unwrap().expires_at = Some(EXPIRY);
         record

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ProviderCall;
-use super::budget::Question;
+use super::budget::{Passed, Question};
 use super::content::{self, Content};
 use super::ledger::Asker;
 use super::memory::Before;
 use super::refusal::Refusal;
+use super::router::{Asked, Under};
 use super::state::{OpenRequest, State, key_of};
 use super::{Bounds, Capacity, Command, Context, Decision, TAG_BYTES_MAX, budget, call, refusal, router};
 use crate::control::terms::Terms;
@@ -18,7 +19,9 @@ use crate::domain::ModelName;
 use crate::domain::Timestamp;
 use crate::domain::ids::partition_of;
 use crate::records::Outcome;
-use crate::records::journal::{Fact, InputKind, RecordSkipped, RequestAdmitted, RequestContext, RequestRefused, Told};
+use crate::records::journal::{
+    Fact, InputKind, RecordSkipped, RequestAdmitted, RequestContext, RequestRefused, Standing, Told,
+};
 use crate::records::requests::Chat;
 use crate::records::responses::{ApiError, Frame, FrameBody, Original, RateLimits, Terminal};
 
@@ -49,9 +52,11 @@ pub(super) fn decide(
         let facts = vec![Fact::RecordSkipped(RecordSkipped { reason: "duplicate".to_owned(), told })];
         return Decision { facts, commands: command.into_iter().collect(), ..from_record(&arrival, request) };
     }
-    match admit(state, &arrival, content, context, &mut request) {
+    let mut health = Vec::new();
+    match admit(state, &arrival, content, context, &mut request, &mut health) {
         Ok((facts, call)) => {
-            Decision { facts, commands: vec![Command::Call(Box::new(call))], ..from_record(&arrival, request) }
+            let commands = vec![Command::Call(Box::new(call))];
+            Decision { facts, commands, health, ..from_record(&arrival, request) }
         }
         Err(refusal) => {
             let Refusal { mut error, limit } = *refusal;
@@ -65,7 +70,7 @@ pub(super) fn decide(
                 features: content.as_ref().ok().map(|content| content.features),
                 limit,
             });
-            Decision { facts: vec![fact], commands: vec![command], ..from_record(&arrival, request) }
+            Decision { facts: vec![fact], commands: vec![command], health, ..from_record(&arrival, request) }
         }
     }
 }
@@ -133,6 +138,7 @@ fn admit(
     content: &Result<Content, content::Error>,
     context: &Context<'_>,
     request: &mut RequestContext,
+    health: &mut Vec<Standing>,
 ) -> Result<(Vec<Fact>, ProviderCall), Box<Refusal>> {
     let (chat, bounds) = (arrival.chat, context.bounds);
     supported(chat, bounds)?;
@@ -157,7 +163,12 @@ fn admit(
     if deadline_at <= context.at {
         return Err(refusal::too_late().into());
     }
-    let mut route = router::route(context.control, &terms, &model, context.at)?;
+    let features = &content.features;
+    let under = Under { control: context.control, terms: &terms, at: context.at, health: context.health };
+    let user_tier = request.user_tier.as_deref();
+    let asked = Asked { model: &model, request_id: &chat.request_id, features, user_tier, tags: &request.tags };
+    let mut route = router::route(&under, &asked)?;
+    health.append(&mut route.health);
     request.tier = Some(route.tier);
     let is_auto = route.policy.is_some();
     (request.policy, request.policy_version) = route.policy.take().unzip();
@@ -168,7 +179,6 @@ fn admit(
     }
     let asker = Asker { organization: &chat.organization, key: chat.key_id.as_ref() };
     let books = state.ledger.books(asker.organization);
-    let features = &content.features;
     let tokens = budget::limited_tokens(features, &terms);
     let limits = budget::charge(&terms, books, asker, tokens, context.at)?;
     let question = Question {
@@ -180,11 +190,15 @@ fn admit(
         at: context.at,
         attempt: 1,
         before: None,
+        health: context.health,
+        context_above: None,
     };
-    let mut passed_over = Vec::new();
-    let offer = question.offer(&route.routed.candidates, 0, is_auto, &mut passed_over)?;
-    if !passed_over.is_empty() {
-        Arc::make_mut(&mut route.routed).reasons.extend(passed_over);
+    let mut passed = Passed::default();
+    let offer = question.offer(&route.routed.candidates, 0, is_auto, &mut passed);
+    passed.health.into_iter().for_each(|standing| router::keep(health, standing));
+    let offer = offer?;
+    if !passed.reasons.is_empty() {
+        Arc::make_mut(&mut route.routed).reasons.extend(passed.reasons);
     }
     let candidate = &route.routed.candidates[offer.index];
     request.tier = Some(candidate.tier);
@@ -199,7 +213,7 @@ fn admit(
         limits,
     };
     let key = key_of(&chat.organization, &chat.request_id);
-    let mut call = call(context.control, key, candidate, &offer.started, &admitted, content.stream)
+    let mut call = call(context.control, key, candidate, &offer.started, &admitted, request)
         .ok_or_else(|| refusal::model_not_found(&named))?;
     call.head.rate_limits = rate_limits;
     let facts = vec![
@@ -270,6 +284,7 @@ fn from_record(arrival: &Arrival<'_>, request: RequestContext) -> Decision {
         request: Some(Arc::new(request)),
         facts: Vec::new(),
         commands: Vec::new(),
+        health: Vec::new(),
     }
 }
 

@@ -4,17 +4,19 @@
 //! have. When it does not fit into what is left of a budget, the plan says what happens: the request is refused, its answer
 //! made shorter, or a cheaper tier answers.
 
+use super::health::Health;
 use super::inference::{counted_input, estimated_input};
 use super::ledger::{Asker, Balance, Books};
 use super::limits::{self, Exceeded, Meter};
 use super::refusal::{self, Refusal};
+use super::router::keep;
 use crate::control::Tables;
 use crate::control::terms::Terms;
 use crate::domain::{Periods, PicoUsd, Timestamp};
 use crate::records::control::{Deployment, Limits, Model, PriceEntry, Spend, WhenShort};
 use crate::records::journal::{
-    Account, AttemptStarted, Booking, Candidate, Fact, Features, LimitCharge, LimitScope, Overdrawn, Period,
-    Reservation, ThresholdCrossed,
+    Account, AttemptStarted, Booking, Candidate, Fact, Features, HealthState, LimitCharge, LimitScope, Overdrawn,
+    Period, Reservation, Standing, ThresholdCrossed,
 };
 use crate::records::responses::RateLimits;
 
@@ -26,6 +28,20 @@ pub const OUTPUT_TOKENS_MIN: u64 = 16;
 pub struct Offer {
     pub index: usize,
     pub started: AttemptStarted,
+}
+
+/// What is told of an offer beside it: who was passed over, and whose health was the reason.
+#[derive(Debug, Default)]
+pub struct Passed {
+    pub reasons: Vec<String>,
+    pub health: Vec<Standing>,
+}
+
+/// Which of the deployments that are not sound may be called: the broken ones only when nobody else can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Resort {
+    Sound,
+    Broken,
 }
 
 /// What the same commit changes before the new attempt counts: the attempt before it, which has ended.
@@ -47,6 +63,9 @@ pub struct Question<'a> {
     /// Of the attempt, from 1.
     pub attempt: u32,
     pub before: Option<Before<'a>>,
+    pub health: Health<'a>,
+    /// Only models with a larger context than this one's are called.
+    pub context_above: Option<u64>,
 }
 
 /// An amount that is left, and of which budget.
@@ -58,8 +77,9 @@ struct Left {
 }
 
 impl Question<'_> {
-    /// The first of the candidates from `first` on whose model has room and whose worst case can be paid. Adds why others
-    /// were passed over.
+    /// The first of the candidates from `first` on that is sound, whose model has room and whose worst case can be paid; when
+    /// there is none, one that is broken: it may answer after all, and nobody else will. One that is cooling is not called.
+    /// Adds who was passed over.
     ///
     /// # Errors
     /// Why none is called.
@@ -68,23 +88,61 @@ impl Question<'_> {
         candidates: &[Candidate],
         first: usize,
         may_step_down: bool,
-        reasons: &mut Vec<String>,
+        passed: &mut Passed,
+    ) -> Result<Offer, Box<Refusal>> {
+        match self.offer_of(Resort::Sound, candidates, first, may_step_down, passed) {
+            Err(_) if passed.health.iter().any(|of| of.state == HealthState::Broken) => {
+                self.offer_of(Resort::Broken, candidates, first, may_step_down, passed)
+            }
+            offer => offer,
+        }
+    }
+
+    fn offer_of(
+        &self,
+        resort: Resort,
+        candidates: &[Candidate],
+        first: usize,
+        may_step_down: bool,
+        passed: &mut Passed,
     ) -> Result<Offer, Box<Refusal>> {
         let left = self.left();
         let (mut limited, mut short) = (None::<Exceeded>, None::<(u8, Box<Refusal>)>);
+        let mut cooling_until = None::<Option<Timestamp>>;
         for (index, candidate) in candidates.iter().enumerate().skip(first) {
             if short.as_ref().is_some_and(|(tier, _)| candidate.tier >= *tier) {
                 continue;
             }
             let Some((name, model)) = self.control.model(&candidate.model) else { continue };
             let Some(deployment) = model.value.deployment(&candidate.deployment) else { continue };
+            if self.context_above.is_some_and(|window| model.value.context_window <= window) {
+                continue;
+            }
+            let standing = self.health.of(&candidate.deployment);
+            let is_passed_over = match standing.state {
+                HealthState::Cooling => {
+                    let earlier = |known: Option<Timestamp>| known.into_iter().chain(standing.until).min();
+                    cooling_until = Some(earlier(cooling_until.flatten()));
+                    true
+                }
+                HealthState::Broken => resort == Resort::Sound,
+                HealthState::Sound | HealthState::Unknown => false,
+            };
+            if is_passed_over {
+                if resort == Resort::Sound {
+                    let state = if standing.state == HealthState::Cooling { "cooling" } else { "broken" };
+                    passed.reasons.push(format!("{state}:{}", candidate.deployment));
+                }
+                keep(&mut passed.health, standing);
+                continue;
+            }
             let input_tokens = estimated_input(self.features, &model.value.owned_by);
             let Some(price) = deployment.price_at(self.at, Some(input_tokens)) else { continue };
             let worst = Worst::of(self, &model.value, price, input_tokens);
             let charge = match self.model_charge(candidate, &model.value) {
                 Ok(charge) => charge,
                 Err(exceeded) => {
-                    reasons.push(format!("{}:{name}", exceeded.name()));
+                    passed.reasons.push(format!("{}:{name}", exceeded.name()));
                     limited = Some(sooner(limited, exceeded));
                     continue;
                 }
@@ -95,7 +153,7 @@ impl Question<'_> {
                     return Ok(Offer { index, started });
                 }
                 Err(unpayable) => {
-                    reasons.push(format!("over_budget:{}", candidate.deployment));
+                    passed.reasons.push(format!("over_budget:{}", candidate.deployment));
                     let refusal = unpayable.refusal(self.asker);
                     let is_over = !may_step_down || self.terms.when_short() != WhenShort::StepDown;
                     if is_over {
@@ -105,10 +163,11 @@ impl Question<'_> {
                 }
             }
         }
-        Err(match (short, limited) {
-            (Some((_, refusal)), _) => refusal,
-            (None, Some(exceeded)) => refusal::limited(&exceeded),
-            (None, None) => refusal::no_price(candidates.first().map_or("", |c| c.model.as_str())).into(),
+        Err(match (short, limited, cooling_until) {
+            (Some((_, refusal)), ..) => refusal,
+            (None, Some(exceeded), _) => refusal::limited(&exceeded),
+            (None, None, Some(until)) => refusal::cooling(until, self.at).into(),
+            (None, None, None) => refusal::no_price(candidates.first().map_or("", |c| c.model.as_str())).into(),
         })
     }
 
@@ -134,6 +193,7 @@ impl Question<'_> {
                 accounts: accounts(self.terms),
             }),
             limits,
+            delay_ms: 0,
         }
     }
 

@@ -19,7 +19,7 @@ use crate::records::journal::{Entry, Tenancy};
 use crate::records::state::Marker;
 
 /// Of what [`super::fold`] does and of the form of the parts. Raise it when either changes.
-pub const FOLD_VERSION: i32 = 4;
+pub const FOLD_VERSION: i32 = 5;
 
 /// Open requests, remembered settlements, and terminals of one part at the most; a part is far smaller than a record may be.
 const OPEN_OF_PART_MAX: usize = 128;
@@ -313,6 +313,7 @@ mod tests {
                 organization: None,
                 request: None,
                 facts: Vec::new(),
+                health: Vec::new(),
             })
         };
         let cut = cut(0);

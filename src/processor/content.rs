@@ -13,8 +13,10 @@ use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+use super::intent::Classifier;
+use super::spoken::{Excerpt, Role, Spoken};
 use super::tokens;
-use crate::records::journal::Features;
+use crate::records::journal::{Features, ResponseFormat};
 
 /// What a body asks for, without its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +26,15 @@ pub struct Content {
     pub stream: bool,
     pub include_usage: bool,
     pub features: Features,
+    /// For the classifier; empty once that has read it.
+    pub spoken: Box<Spoken>,
+}
+
+impl Content {
+    /// Lets the classifier read what was said, for a policy that goes by it.
+    pub fn classify(&mut self, classifier: &dyn Classifier) {
+        std::mem::take(&mut self.spoken).classify(classifier, &mut self.features);
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -89,6 +100,7 @@ pub fn read(body: &[u8]) -> Result<Content, Error> {
         }
     }
     let tools = view.tools.unwrap_or_default();
+    let response_format = view.response_format.map_or(ResponseFormat::Text, response_format);
     let json = |value: Option<&RawValue>| value.map_or(0, |value| tokens::count(value.get()));
     let input_tokens = view.messages.tokens
         + tokens::PER_IMAGE * u64::from(view.messages.images)
@@ -109,8 +121,27 @@ pub fn read(body: &[u8]) -> Result<Content, Error> {
             choices,
             output_cap: view.max_completion_tokens.or(view.max_tokens),
             input_tokens: Some(input_tokens),
+            response_format,
+            likelihoods: None,
+            measures: None,
         },
+        spoken: Box::new(view.messages.spoken),
     })
+}
+
+/// What is not of the form that providers take is theirs to refuse.
+fn response_format(format: &RawValue) -> ResponseFormat {
+    #[derive(Deserialize)]
+    struct Format<'a> {
+        #[serde(borrow, default)]
+        r#type: Option<Cow<'a, str>>,
+    }
+    let format: Option<Format<'_>> = serde_json::from_str(format.get()).ok();
+    match format.and_then(|format| format.r#type).as_deref() {
+        Some("json_object") => ResponseFormat::JsonObject,
+        Some("json_schema") => ResponseFormat::JsonSchema,
+        _ => ResponseFormat::Text,
+    }
 }
 
 /// Counts of the messages.
@@ -121,12 +152,13 @@ struct Messages {
     images: u32,
     /// Of everything but the images.
     tokens: u64,
+    spoken: Spoken,
 }
 
 #[derive(Deserialize)]
 struct Message {
     #[serde(default)]
-    role: Counted,
+    role: Speaker,
     #[serde(default)]
     name: Option<Counted>,
     #[serde(default)]
@@ -143,7 +175,7 @@ impl Message {
     fn tokens(&self) -> u64 {
         let name = self.name.as_ref().map_or(0, |name| name.0 + tokens::PER_NAME);
         let calls = self.tool_calls.0 + self.function_call.0;
-        tokens::PER_MESSAGE + self.role.0 + name + self.content.tokens + self.refusal.0 + calls
+        tokens::PER_MESSAGE + self.role.tokens + name + self.content.tokens + self.refusal.0 + calls
     }
 }
 
@@ -153,6 +185,7 @@ struct Text {
     bytes: u64,
     images: u32,
     tokens: u64,
+    excerpt: Excerpt,
 }
 
 #[derive(Deserialize)]
@@ -163,6 +196,13 @@ struct Part {
     refusal: Counted,
     #[serde(default)]
     image_url: Option<IgnoredAny>,
+}
+
+/// The role of a message.
+#[derive(Default)]
+struct Speaker {
+    tokens: u64,
+    role: Role,
 }
 
 /// Tokens of a string. Anything else has none: it is the provider's to refuse.
@@ -195,6 +235,7 @@ impl<'de> Deserialize<'de> for Messages {
                     messages.text_bytes += message.content.bytes;
                     messages.images += message.content.images;
                     messages.tokens += message.tokens();
+                    messages.spoken.says(message.role.role, message.content.excerpt);
                 }
                 Ok(messages)
             }
@@ -215,7 +256,9 @@ impl<'de> Deserialize<'de> for Text {
                 Ok(Text::default())
             }
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Text, E> {
-                Ok(Text { bytes: text.len() as u64, images: 0, tokens: tokens::count(text) })
+                let mut excerpt = Excerpt::default();
+                excerpt.push(text);
+                Ok(Text { bytes: text.len() as u64, images: 0, tokens: tokens::count(text), excerpt })
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Text, A::Error> {
                 let mut all = Text::default();
@@ -223,6 +266,7 @@ impl<'de> Deserialize<'de> for Text {
                     all.bytes += part.text.bytes;
                     all.images += part.text.images + u32::from(part.image_url.is_some());
                     all.tokens += part.text.tokens + part.refusal.0;
+                    all.excerpt.push(&part.text.excerpt.text());
                 }
                 Ok(all)
             }
@@ -298,6 +342,28 @@ impl<'de> Deserialize<'de> for Counted {
     }
 }
 
+impl<'de> Deserialize<'de> for Speaker {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Speaking;
+        impl<'de> Visitor<'de> for Speaking {
+            type Value = Speaker;
+            nothing_in_scalars!(Speaker);
+            fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Speaker, E> {
+                Ok(Speaker { tokens: tokens::count(name), role: Role::of(name) })
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Speaker, A::Error> {
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Speaker::default())
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Speaker, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Speaker::default())
+            }
+        }
+        deserializer.deserialize_any(Speaking)
+    }
+}
+
 /// A member of a tool call, or of the function in it.
 #[derive(Deserialize)]
 #[serde(field_identifier, rename_all = "snake_case")]
@@ -369,6 +435,9 @@ mod tests {
             output_cap: Some(9),
             // Three messages, the answer, three roles, "abc", "de", the image, and the tool's JSON.
             input_tokens: Some(3 * 3 + 3 + 3 + 1 + 1 + 765 + tokens::count(r#"{"type":"function"}"#)),
+            response_format: ResponseFormat::Text,
+            likelihoods: None,
+            measures: None,
         };
         assert_eq!(content.features, expected);
     }

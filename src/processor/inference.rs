@@ -1,18 +1,12 @@
-//! Provider calls: what one used and cost, and what follows when it ended.
-//!
-//! Precedence at the end of an attempt: a cancelled request is settled as cancelled; a whole answer settles it; a failure
-//! after content, a failure that every provider would repeat, a passed deadline or a lack of candidates settles it as
-//! failed; otherwise the next candidate is called.
+//! Provider calls: what one used and cost. What follows when it ended is `fallback`'s.
 
 use bytes::Bytes;
 
-use super::refusal;
 use super::state::OpenRequest;
 use crate::control::Tables;
 use crate::domain::{PicoUsd, RequestKey, Timestamp, TokenUsage};
 use crate::provider::{Failure, FailureClass, Summary};
 use crate::records::journal::{AttemptEnded, Features, RequestSettled};
-use crate::records::responses::ApiError;
 use crate::records::{Outcome, UsageSource};
 
 /// Bytes of text per token, where a count has to be estimated: OpenAI's rule of thumb for English
@@ -48,6 +42,10 @@ pub struct AttemptReport {
     pub duration_ms: u64,
     /// The answer, when it is not streamed.
     pub body: Option<Bytes>,
+    /// What a whole answer lacks, where the policy asks for that.
+    pub shortfall: Option<String>,
+    /// The answer that fell short, after which this attempt was made.
+    pub earlier: Option<Bytes>,
 }
 
 /// How a provider call ended.
@@ -57,36 +55,6 @@ pub enum AttemptEnd {
     Failed(Failure),
     /// Aborted because the request was cancelled.
     Cancelled,
-}
-
-/// What follows the end of an attempt.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Next {
-    /// One of the candidates from this index on is called, if one can be; else it is over with this error.
-    Call(usize, ApiError),
-    /// The request is over.
-    Settle { outcome: Outcome, status: u16, error: Option<ApiError> },
-}
-
-/// Decides what follows.
-pub fn next(open: &OpenRequest, report: &AttemptReport, at: Timestamp) -> Next {
-    let settle = |outcome, error: ApiError| Next::Settle { outcome, status: error.status, error: Some(error) };
-    let failure = match &report.end {
-        AttemptEnd::Cancelled => return settle(Outcome::Cancelled, refusal::cancelled()),
-        AttemptEnd::Completed => return Next::Settle { outcome: Outcome::Completed, status: 200, error: None },
-        AttemptEnd::Failed(_) if open.cancelled => return settle(Outcome::Cancelled, refusal::cancelled()),
-        AttemptEnd::Failed(failure) => failure,
-    };
-    let another_may_answer =
-        !matches!(failure.class, FailureClass::BadRequest | FailureClass::Deadline | FailureClass::NoRoom);
-    let upcoming = open.candidate + 1;
-    let may_call = another_may_answer
-        && report.content_frames == 0
-        && at < open.admitted.deadline_at
-        && open.attempt < open.routed.max_attempts
-        && upcoming < open.routed.candidates.len();
-    let error = refusal::upstream(failure);
-    if may_call { Next::Call(upcoming, error) } else { settle(Outcome::Failed, error) }
 }
 
 /// The posting of an attempt that ended: what it used, at the prices of `control`.
@@ -105,6 +73,10 @@ pub fn posting(control: &Tables, open: &OpenRequest, report: &AttemptReport) -> 
         content_frames: report.content_frames,
         time_to_first_token_ms: report.time_to_first_token_ms,
         duration_ms: Some(report.duration_ms),
+        retry_after_ms: failure
+            .and_then(|f| f.retry_after)
+            .map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
+        shortfall: report.shortfall.clone(),
         ..priced(control, open, outcome, usage, usage_source)
     }
 }
@@ -183,6 +155,8 @@ fn priced(
         price_simulated: price.is_some_and(|entry| entry.source.is_none()),
         cost_pico_usd: cost,
         booking: None,
+        retry_after_ms: None,
+        shortfall: None,
     }
 }
 
@@ -234,7 +208,16 @@ fn usage_of(open: &OpenRequest, report: &AttemptReport) -> (TokenUsage, UsageSou
     }
     let refused = matches!(&report.end, AttemptEnd::Failed(failure) if matches!(
         failure.class,
-        FailureClass::Connect | FailureClass::RateLimited | FailureClass::Configuration | FailureClass::BadRequest
+        FailureClass::Connect
+            | FailureClass::ConnectTimeout
+            | FailureClass::RateLimited
+            | FailureClass::QuotaExhausted
+            | FailureClass::Overloaded
+            | FailureClass::Authentication
+            | FailureClass::Configuration
+            | FailureClass::BadRequest
+            | FailureClass::ContextTooLong
+            | FailureClass::ContentFilter
     ));
     let answered_with_an_error = matches!(&report.end, AttemptEnd::Failed(failure)
         if failure.upstream_status.is_some_and(|status| status >= 300));
@@ -259,9 +242,15 @@ fn is_unseen(report: &AttemptReport) -> bool {
             | FailureClass::TooLarge
             | FailureClass::NoRoom => true,
             FailureClass::Connect
+            | FailureClass::ConnectTimeout
             | FailureClass::RateLimited
+            | FailureClass::QuotaExhausted
+            | FailureClass::Overloaded
+            | FailureClass::Authentication
             | FailureClass::Configuration
             | FailureClass::BadRequest
+            | FailureClass::ContextTooLong
+            | FailureClass::ContentFilter
             | FailureClass::Upstream => false,
         },
     };

@@ -8,13 +8,17 @@ mod admission;
 pub mod budget;
 pub mod checkpoint;
 pub mod content;
+pub mod fallback;
+pub mod health;
 pub mod inference;
+pub mod intent;
 pub mod ledger;
 pub mod limits;
 pub mod memory;
 pub mod redecide;
 pub mod refusal;
 pub mod router;
+pub mod spoken;
 pub mod state;
 mod takeover;
 pub mod tenure;
@@ -25,7 +29,6 @@ pub(crate) mod histories;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,14 +37,17 @@ use crate::domain::{OrganizationId, RequestId, RequestKey, Timestamp};
 use crate::records::Outcome;
 use crate::records::journal::{
     AttemptEnded, AttemptProgressed, AttemptStarted, CancelRequested, Candidate, Commit, Fact, InputKind,
-    RecordSkipped, RequestAdmitted, RequestContext, RequestSettled,
+    RecordSkipped, RequestAdmitted, RequestContext, RequestRouted, RequestSettled, Standing, Tiering,
 };
 use crate::records::requests::{Cancel, Chat};
 use crate::records::responses::{ApiError, Frame, FrameBody, Head, Terminal};
 use admission::Arrival;
-use budget::{Before, Held, Question};
+use budget::{Before, Held, Passed, Question};
 use content::Content;
-use inference::{AttemptReport, Next};
+use fallback::Next;
+use health::Health;
+use inference::{AttemptEnd, AttemptReport};
+use router::{Asked, Under};
 pub use state::{OpenRequest, State, evolve, fold, key_of};
 pub use takeover::terminal_again;
 
@@ -98,6 +104,7 @@ pub struct Context<'a> {
     pub control: &'a Tables,
     pub capacity: Capacity,
     pub bounds: &'a Bounds,
+    pub health: Health<'a>,
 }
 
 /// Room for one more provider call.
@@ -127,6 +134,8 @@ pub struct Decision {
     pub request: Option<Arc<RequestContext>>,
     pub facts: Vec<Fact>,
     pub commands: Vec<Command>,
+    /// Of the deployments whose health changed a choice.
+    pub health: Vec<Standing>,
 }
 
 /// What the shell does once the decision is durable.
@@ -157,6 +166,10 @@ pub struct ProviderCall {
     /// The provider is told this cap of the answer's tokens, whatever the client says of it.
     pub output_cap: Option<u64>,
     pub deadline_at: Timestamp,
+    /// It is made so long after its commit is acknowledged.
+    pub delay_ms: u64,
+    /// What a whole answer may lack so that the next tier is asked.
+    pub judged_for: Vec<String>,
     pub reply_partition: i32,
     pub reply_nonce: Option<String>,
 }
@@ -199,6 +212,7 @@ pub fn commit(decision: &mut Decision, sequence: i64, context: &Context<'_>) -> 
         organization: decision.organization.take(),
         request: decision.request.take(),
         facts: std::mem::take(&mut decision.facts),
+        health: std::mem::take(&mut decision.health),
     }
 }
 
@@ -217,6 +231,7 @@ fn decide_cancel(state: &State, source_offset: i64, received_at: Timestamp, canc
         request: Some(request),
         facts: vec![Fact::CancelRequested(CancelRequested { reason, open: open.is_some() })],
         commands: open.map(|_| Command::Abort(key)).into_iter().collect(),
+        health: Vec::new(),
     }
 }
 
@@ -228,6 +243,7 @@ fn skip(source_offset: i64, reason: &str) -> Decision {
         request: None,
         facts: vec![Fact::RecordSkipped(RecordSkipped { reason: reason.to_owned(), told: None })],
         commands: Vec::new(),
+        health: Vec::new(),
     }
 }
 
@@ -243,25 +259,54 @@ fn decide_attempt_ended(state: &State, report: &AttemptReport, context: &Context
         request: Some(open.context.clone()),
         facts: Vec::new(),
         commands: Vec::new(),
+        health: Vec::new(),
     };
     let (posting, booked) = book(state, &report.key, open, posting, context);
-    let (outcome, status, error) = match inference::next(open, report, context.at) {
+    let goes_on = |again: Again| {
+        let mut facts = vec![Fact::AttemptEnded(Box::new(posting.clone()))];
+        facts.extend(booked.iter().cloned());
+        facts.extend(again.routed.map(Fact::RequestRouted));
+        facts.push(Fact::AttemptStarted(again.started));
+        Decision { facts, commands: vec![again.call], health: again.health, ..decided.clone() }
+    };
+    let next = fallback::next(context.control, open, report, context.at);
+    // What was passed over for its health, when nobody was called in the end.
+    let mut health = Vec::new();
+    let (outcome, status, error) = match next {
         Next::Settle { outcome, status, error } => (outcome, status, error),
-        Next::Call(first, error) => match call_again(state, open, &report.key, first.., &posting, context) {
-            Some((started, call)) => {
-                let mut facts = vec![Fact::AttemptEnded(Box::new(posting))];
-                facts.extend(booked);
-                facts.push(started);
-                return Decision { facts, commands: vec![call], ..decided };
-            }
-            // None of the others is there, has room, or can be paid.
-            None => (Outcome::Failed, error.status, Some(error)),
+        Next::Escalate { shortfall } => match escalate(state, open, &report.key, &shortfall, &posting, context) {
+            Some(again) => return goes_on(again),
+            None => (Outcome::Completed, 200, None),
         },
+        Next::Retry { delay_ms, error } => {
+            let same = std::slice::from_ref(&open.routed.candidates[open.candidate]);
+            let again = call_again(state, open, &report.key, Anew::same(same, delay_ms), &posting, context);
+            let all = Anew::from(&open.routed.candidates, open.candidate + 1);
+            match again.or_else(|| call_again(state, open, &report.key, all, &posting, context)) {
+                Some(again) => return goes_on(again),
+                None => (Outcome::Failed, error.status, Some(error)),
+            }
+        }
+        Next::Call { first, context_above, error } => {
+            let anew = Anew { context_above, health: Some(&mut health), ..Anew::from(&open.routed.candidates, first) };
+            match call_again(state, open, &report.key, anew, &posting, context) {
+                Some(again) => return goes_on(again),
+                // None of the others is there, has room, is sound, or can be paid.
+                None => (Outcome::Failed, error.status, Some(error)),
+            }
+        }
     };
     let settled = inference::settlement(open, &posting, outcome, status, context.at);
+    // An answer that fell short is given when the next tier gave none.
+    let (answered_by, body) = match (&open.escalated, &report.earlier, &report.end) {
+        (Some(first), Some(earlier), AttemptEnd::Failed(_)) if outcome == Outcome::Completed => {
+            (first, Some(earlier.clone()))
+        }
+        _ => (&open.routed.candidates[open.candidate], report.body.clone()),
+    };
     let terminal = Terminal {
-        head: Some(head_of(&open.routed.candidates[open.candidate])),
-        body: report.body.clone(),
+        head: Some(head_of(answered_by)),
+        body,
         usage: Some(posting.usage),
         cost_pico_usd: settled.cost_pico_usd,
         finish_reason: posting.finish_reason.clone(),
@@ -269,7 +314,39 @@ fn decide_attempt_ended(state: &State, report: &AttemptReport, context: &Context
         ..Terminal::of(outcome)
     };
     let answer = answer(&report.key, open, settled.content_frames, terminal, context);
-    Decision { facts: ended(posting, booked, settled), commands: vec![answer], ..decided }
+    Decision { facts: ended(posting, booked, settled), commands: vec![answer], health, ..decided }
+}
+
+/// The next tier is asked for what an answer lacks.
+fn escalate(
+    state: &State,
+    open: &OpenRequest,
+    key: &RequestKey,
+    shortfall: &str,
+    posting: &AttemptEnded,
+    context: &Context<'_>,
+) -> Option<Again> {
+    let policy = fallback::policy_of(context.control, open)?;
+    let tiering = open.routed.tiering.as_ref()?;
+    let asker = open.asker(key);
+    let terms = context.control.terms(asker.organization, asker.key)?;
+    let under = Under { control: context.control, terms: &terms, at: context.at, health: context.health };
+    let asked = Asked {
+        model: open.context.requested_model.as_ref()?,
+        request_id: &open.context.request_id,
+        features: &open.admitted.features,
+        user_tier: open.context.user_tier.as_deref(),
+        tags: &open.context.tags,
+    };
+    // From the tier that answered: a fallback may have been above or below the one that was chosen.
+    let answered = Tiering { tier: open.routed.candidates[open.candidate].tier, ..tiering.clone() };
+    let mut route = router::escalate(&under, &asked, policy, &answered, shortfall)?;
+    let anew = Anew::from(&route.routed.candidates, 0);
+    let mut again = call_again(state, open, key, anew, posting, context)?;
+    for standing in std::mem::take(&mut route.health) {
+        router::keep(&mut again.health, standing);
+    }
+    Some(Again { routed: Some(route.routed), ..again })
 }
 
 /// The facts of a request that is over.
@@ -296,16 +373,46 @@ fn book(
     (AttemptEnded { booking: Some(booking), ..posting }, facts)
 }
 
+/// Who may make the next attempt of an open request, and how.
+struct Anew<'a> {
+    candidates: &'a [Candidate],
+    first: usize,
+    delay_ms: u64,
+    context_above: Option<u64>,
+    /// The same deployment is called again, whatever its health.
+    is_same: bool,
+    /// Takes whose health was a reason, when nobody is called.
+    health: Option<&'a mut Vec<Standing>>,
+}
+
+impl<'a> Anew<'a> {
+    const fn from(candidates: &'a [Candidate], first: usize) -> Self {
+        Self { candidates, first, delay_ms: 0, context_above: None, is_same: false, health: None }
+    }
+
+    const fn same(candidate: &'a [Candidate], delay_ms: u64) -> Self {
+        Self { delay_ms, is_same: true, ..Self::from(candidate, 0) }
+    }
+}
+
+/// A further attempt.
+struct Again {
+    routed: Option<Arc<RequestRouted>>,
+    started: AttemptStarted,
+    call: Command,
+    health: Vec<Standing>,
+}
+
 /// The next attempt of an open request, with the first of these candidates that can be called: its fact and its call. The
 /// attempt before ends with `posting`, in the same commit.
 fn call_again(
     state: &State,
     open: &OpenRequest,
     key: &RequestKey,
-    candidates: impl RangeBounds<usize>,
+    anew: Anew<'_>,
     posting: &AttemptEnded,
     context: &Context<'_>,
-) -> Option<(Fact, Command)> {
+) -> Option<Again> {
     let asker = open.asker(key);
     let terms = context.control.terms(asker.organization, asker.key)?;
     let question = Question {
@@ -317,20 +424,20 @@ fn call_again(
         at: context.at,
         attempt: open.attempt + 1,
         before: Some(Before { started: &open.started, cost: posting.cost_pico_usd }),
+        health: if anew.is_same { Health::Unknown } else { context.health },
+        context_above: anew.context_above,
     };
-    let all = open.routed.candidates.as_slice();
-    let first = match candidates.start_bound() {
-        Bound::Included(first) => *first,
-        Bound::Excluded(_) | Bound::Unbounded => 0,
+    let mut passed = Passed::default();
+    let Ok(offer) = question.offer(anew.candidates, anew.first, true, &mut passed) else {
+        if let Some(health) = anew.health {
+            *health = passed.health;
+        }
+        return None;
     };
-    let last = match candidates.end_bound() {
-        Bound::Included(last) => (last + 1).min(all.len()),
-        Bound::Excluded(_) | Bound::Unbounded => all.len(),
-    };
-    let offer = question.offer(&all[..last], first, true, &mut Vec::new()).ok()?;
-    let call =
-        call(context.control, key.clone(), &all[offer.index], &offer.started, &open.admitted, open.context.stream)?;
-    Some((Fact::AttemptStarted(offer.started), Command::Call(Box::new(call))))
+    let started = AttemptStarted { delay_ms: anew.delay_ms, ..offer.started };
+    let candidate = &anew.candidates[offer.index];
+    let call = call(context.control, key.clone(), candidate, &started, &open.admitted, &open.context)?;
+    Some(Again { routed: None, started, call: Command::Call(Box::new(call)), health: passed.health })
 }
 
 fn decide_progressed(state: &State, key: &RequestKey, progressed: AttemptProgressed) -> Decision {
@@ -381,6 +488,7 @@ fn of_open(
         request: Some(open.context.clone()),
         facts,
         commands,
+        health: Vec::new(),
     }
 }
 
@@ -400,7 +508,15 @@ fn answer(key: &RequestKey, open: &OpenRequest, sequence: u32, terminal: Termina
 
 /// A report that nobody waits for any more leads to nothing, not even to a commit.
 fn nothing(input: InputKind) -> Decision {
-    Decision { input, source_offset: None, organization: None, request: None, facts: Vec::new(), commands: Vec::new() }
+    Decision {
+        input,
+        source_offset: None,
+        organization: None,
+        request: None,
+        facts: Vec::new(),
+        commands: Vec::new(),
+        health: Vec::new(),
+    }
 }
 
 fn head_of(candidate: &Candidate) -> Head {
@@ -418,7 +534,7 @@ fn call(
     candidate: &Candidate,
     started: &AttemptStarted,
     admitted: &RequestAdmitted,
-    stream: bool,
+    request: &RequestContext,
 ) -> Option<ProviderCall> {
     let (_, model) = control.model(&candidate.model)?;
     let deployment = model.value.deployment(&candidate.deployment)?;
@@ -429,13 +545,21 @@ fn call(
         base_url: deployment.base_url.clone(),
         upstream_model: deployment.upstream_model.clone(),
         credential: deployment.credential.clone(),
-        stream,
+        stream: request.stream,
         include_usage: admitted.include_usage,
         output_cap: output_cap(started, admitted),
         deadline_at: admitted.deadline_at,
+        delay_ms: started.delay_ms,
+        judged_for: judged_for(control, request),
         reply_partition: admitted.reply_partition,
         reply_nonce: admitted.reply_nonce.clone(),
     })
+}
+
+/// What an answer may lack so that the request's policy asks the next tier.
+fn judged_for(control: &Tables, request: &RequestContext) -> Vec<String> {
+    let policy = request.policy.as_ref().filter(|_| !request.stream).and_then(|name| control.policy(name.as_str()));
+    policy.map_or_else(Vec::new, |(_, policy)| policy.value.escalation.clone())
 }
 
 /// The cap that the call is told, under the name that its provider knows: the client may have named it otherwise, or twice.

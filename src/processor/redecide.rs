@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::content::Content;
+use super::health::Health;
 use super::inference::{AttemptEnd, AttemptReport};
 use super::refusal::REQUEST_ID_REUSED;
 use super::state::{State, key_of};
@@ -89,6 +90,7 @@ fn of_record(
             stream: request.stream,
             include_usage: asked.include_usage,
             features: asked.features,
+            spoken: Box::default(),
         };
         let fingerprint = asked.fingerprint.map(str::to_owned);
         let received_at = request.received_at;
@@ -213,6 +215,9 @@ fn of_event<'a>(commit: &Commit, organization: &OrganizationId, request: &Reques
             time_to_first_token_ms: posting.time_to_first_token_ms,
             duration_ms: posting.duration_ms.unwrap_or(0),
             body: None,
+            shortfall: posting.shortfall.clone(),
+            // Kept only where another tier was asked, and given only where that one failed.
+            earlier: (is_completed(commit) && posting.outcome == Outcome::Failed).then(Bytes::new),
         })),
         (InputKind::Provider, Fact::AttemptProgressed(progressed)) => Input::AttemptProgressed(key, *progressed),
         (InputKind::Takeover, Fact::AttemptEnded(posting)) => {
@@ -231,14 +236,22 @@ fn end_of(posting: &AttemptEnded) -> Option<AttemptEnd> {
         Outcome::Failed => {
             let class = FailureClass::from_code(posting.error_code.as_deref()?)?;
             let upstream_status = posting.upstream_status;
-            AttemptEnd::Failed(Failure { upstream_status, ..Failure::new(class, "") })
+            let retry_after = posting.retry_after_ms.map(Duration::from_millis);
+            AttemptEnd::Failed(Failure { upstream_status, retry_after, ..Failure::new(class, "") })
         }
         Outcome::Refused | Outcome::Interrupted | Outcome::Unknown => return None,
     })
 }
 
+fn is_completed(commit: &Commit) -> bool {
+    let completed =
+        |fact: &Fact| matches!(fact, Fact::RequestSettled(settled) if settled.outcome == Outcome::Completed);
+    commit.facts.iter().any(completed)
+}
+
 fn compare(state: &State, commit: &Commit, control: &Tables, input: &Input<'_>, capacity: Capacity) -> Again {
-    let context = Context { at: commit.at, tenure: commit.tenure, control, capacity, bounds: &NO_BOUNDS };
+    let health = Health::Recorded(&commit.health);
+    let context = Context { at: commit.at, tenure: commit.tenure, control, capacity, bounds: &NO_BOUNDS, health };
     let mut decision = decide(state, input, &context);
     for (decided, recorded) in decision.facts.iter_mut().zip(&commit.facts) {
         // Where the usage is from came with it.
@@ -253,6 +266,9 @@ fn compare(state: &State, commit: &Commit, control: &Tables, input: &Input<'_>, 
     if let Some(index) = (0..most).find(|index| decision.facts.get(*index) != commit.facts.get(*index)) {
         let (now, then) = (at(&decision.facts, index), at(&commit.facts, index));
         return Again::Differs(format!("fact {index} is decided as {now}; recorded is {then}"));
+    }
+    if decision.health != commit.health {
+        return Again::Differs(format!("it goes by {:?}; recorded is {:?}", decision.health, commit.health));
     }
     if decision.request != commit.request || decision.organization != commit.organization {
         return Again::Differs(format!("its context is {:?}; recorded is {:?}", decision.request, commit.request));

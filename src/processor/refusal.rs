@@ -153,6 +153,34 @@ pub fn model_not_allowed(model: &str) -> ApiError {
     ApiError { param: Some("model".into()), ..error(403, "invalid_request_error", "model_not_allowed", message) }
 }
 
+/// No model that may answer has what the request needs.
+pub fn not_capable(model: &str, need: &str) -> ApiError {
+    let message =
+        format!("no model that {model:?} may choose for this organization is capable of {need}; name one that is");
+    ApiError { param: Some("model".into()), ..error(400, "invalid_request_error", "no_capable_model", message) }
+}
+
+/// The input fits into the context of no model that may answer.
+pub fn context_length(tokens: u64, window: u64) -> ApiError {
+    let message = format!(
+        "the messages are about {tokens} tokens, and the largest context of a model that may answer is {window}; send fewer"
+    );
+    ApiError {
+        param: Some("messages".into()),
+        ..error(400, "invalid_request_error", "context_length_exceeded", message)
+    }
+}
+
+/// The code of [`cooling`].
+pub const COOLING: &str = "upstream_cooling";
+
+/// Every deployment that could answer has been asked by its provider to wait.
+pub fn cooling(until: Option<Timestamp>, at: Timestamp) -> ApiError {
+    let message = "every deployment that could answer is resting after its provider's 429; try again later";
+    let wait = until.map_or(1_000, |until| u64::try_from(until.since(at).as_millis()).unwrap_or(u64::MAX));
+    ApiError { retry_after_ms: Some(wait), ..error(429, "rate_limit_error", COOLING, message) }
+}
+
 /// A request that was asked before; its answer is being given, or was.
 pub fn duplicate(open: bool) -> ApiError {
     let message = match open {
@@ -197,13 +225,18 @@ pub fn interrupted() -> ApiError {
 /// What the asker sees of a provider's failure.
 pub fn upstream(failure: &Failure) -> ApiError {
     let (status, kind) = match failure.class {
-        FailureClass::BadRequest => (400, "invalid_request_error"),
+        FailureClass::BadRequest | FailureClass::ContextTooLong | FailureClass::ContentFilter => {
+            (400, "invalid_request_error")
+        }
         FailureClass::RateLimited => (429, "rate_limit_error"),
         FailureClass::FirstTokenTimeout | FailureClass::BetweenTokensTimeout | FailureClass::Deadline => {
             (504, "server_error")
         }
-        FailureClass::NoRoom => (503, "server_error"),
+        FailureClass::NoRoom | FailureClass::Overloaded => (503, "server_error"),
         FailureClass::Connect
+        | FailureClass::ConnectTimeout
+        | FailureClass::QuotaExhausted
+        | FailureClass::Authentication
         | FailureClass::Configuration
         | FailureClass::Upstream
         | FailureClass::Garbage
@@ -211,9 +244,18 @@ pub fn upstream(failure: &Failure) -> ApiError {
         | FailureClass::TooLarge => (502, "server_error"),
     };
     let mut refusal = error(status, kind, failure.class.code(), failure.message.clone());
-    if failure.class == FailureClass::BadRequest {
+    // In OpenAI's words, whatever the provider's are.
+    let code = match failure.class {
+        FailureClass::BadRequest => failure.upstream_code.clone(),
+        FailureClass::ContextTooLong => Some("context_length_exceeded".to_owned()),
+        FailureClass::ContentFilter => Some("content_filter".to_owned()),
+        _ => None,
+    };
+    if let Some(code) = code {
+        refusal.code = code;
+    }
+    if refusal.status == 400 {
         refusal.param = failure.upstream_param.clone();
-        refusal.code = failure.upstream_code.clone().unwrap_or(refusal.code);
     }
     refusal.retry_after_ms =
         failure.retry_after.map(|after: Duration| u64::try_from(after.as_millis()).unwrap_or(u64::MAX));

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{OrganizationId, PicoUsd, RequestId, RequestKey, Timestamp};
 use crate::records::journal::{
-    AttemptEnded, AttemptStarted, Commit, Entry, Fact, InputKind, RecordSkipped, RequestAdmitted, RequestContext,
-    RequestRefused, RequestRouted, RequestSettled, Told,
+    AttemptEnded, AttemptStarted, Candidate, Commit, Entry, Fact, InputKind, RecordSkipped, RequestAdmitted,
+    RequestContext, RequestRefused, RequestRouted, RequestSettled, Told,
 };
 use crate::records::{Outcome, UsageSource};
 
@@ -69,6 +69,10 @@ pub struct OpenRequest {
     pub used_tokens: u64,
     /// The former owner's end of the current attempt is posted already.
     pub is_posted_by_orphan: bool,
+    /// How often the current candidate was called again.
+    pub retries: u32,
+    /// Whose answer fell short, so that the next tier was asked.
+    pub escalated: Option<Candidate>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -193,7 +197,14 @@ pub fn evolve(state: &mut State, commit: &Commit) {
     for fact in &commit.facts {
         match fact {
             Fact::RequestAdmitted(fact) => admitted = Some(fact),
-            Fact::RequestRouted(fact) => routed = Some(fact),
+            Fact::RequestRouted(fact) => {
+                routed = Some(fact);
+                // An open one is routed anew, to the next tier.
+                if let Some(open) = state.open.get_mut(&key).filter(|_| admitted.is_none()) {
+                    open.escalated = open.routed.candidates.get(open.candidate).cloned();
+                    open.routed = fact.clone();
+                }
+            }
             Fact::AttemptStarted(started) => match (admitted, routed, commit.source_offset) {
                 (Some(admitted), Some(routed), Some(source_offset)) => {
                     let open = OpenRequest {
@@ -210,6 +221,8 @@ pub fn evolve(state: &mut State, commit: &Commit) {
                         progress: Progress::default(),
                         used_tokens: 0,
                         is_posted_by_orphan: false,
+                        retries: 0,
+                        escalated: None,
                     };
                     state.ledger.charged(asker, &admitted.limits, commit.at);
                     state.ledger.charged_for_model(asker, &started.model, started.limits.as_ref(), commit.at);
@@ -217,7 +230,10 @@ pub fn evolve(state: &mut State, commit: &Commit) {
                 }
                 _ => {
                     if let Some(open) = state.open.get_mut(&key) {
-                        open.candidate = candidate_of(&open.routed, started);
+                        let candidate = candidate_of(&open.routed, started);
+                        let is_retry = candidate == open.candidate && routed.is_none();
+                        open.retries = if is_retry { open.retries + 1 } else { 0 };
+                        open.candidate = candidate;
                         open.attempt = started.attempt;
                         open.started = started.clone();
                         open.started_at = commit.at;

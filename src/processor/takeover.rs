@@ -5,7 +5,9 @@ use super::budget::Held;
 use super::ledger::{Asker, Estimate};
 use super::memory::Ended;
 use super::state::{State, key_of};
-use super::{Command, Context, Decision, book, budget, call_again, give_up, inference, nothing, of_open, refusal};
+use super::{
+    Anew, Command, Context, Decision, book, budget, call_again, give_up, inference, nothing, of_open, refusal,
+};
 use crate::domain::{RequestKey, Timestamp};
 use crate::records::Outcome;
 use crate::records::journal::{AttemptEnded, Fact, InputKind, OrphanPosted};
@@ -36,14 +38,14 @@ pub(super) fn decide(
         && open.progress.content_frames == 0
         && open.attempt < open.routed.max_attempts
         && context.at < open.admitted.deadline_at;
-    let same = open.candidate..=open.candidate;
-    match may_call.then(|| call_again(state, open, key, same, &posting, context)).flatten() {
-        Some((started, call)) => {
+    let candidates = std::slice::from_ref(&open.routed.candidates[open.candidate]);
+    match may_call.then(|| call_again(state, open, key, Anew::same(candidates, 0), &posting, context)).flatten() {
+        Some(again) => {
             let (posting, booked) = book(state, key, open, posting, context);
             let mut facts = vec![Fact::AttemptEnded(Box::new(posting))];
             facts.extend(booked);
-            facts.push(started);
-            of_open(InputKind::Takeover, key, open, facts, vec![call])
+            facts.push(Fact::AttemptStarted(again.started));
+            of_open(InputKind::Takeover, key, open, facts, vec![again.call])
         }
         None => {
             let end = (Outcome::Interrupted, refusal::interrupted());

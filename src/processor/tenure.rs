@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 
 use super::checkpoint::Cut;
+use super::health::Health;
 use super::{Capacity, Command, Context, Input, State, commit, decide, evolve};
 use crate::control::Tables;
 use crate::domain::Timestamp;
@@ -29,6 +30,7 @@ pub struct Circumstances<'a> {
     pub control: &'a Tables,
     pub capacity: Capacity,
     pub bounds: &'a Bounds,
+    pub health: Health<'a>,
 }
 
 /// A commit that waits for its acknowledgement.
@@ -73,6 +75,7 @@ impl Tenure {
             control: with.control,
             capacity: with.capacity,
             bounds: with.bounds,
+            health: with.health,
         };
         let mut decision = decide(&self.state, input, &context);
         if decision.facts.is_empty() {

@@ -1,5 +1,6 @@
 //! The synchronous driver: given these facts, when this input arrives, then these facts and commands.
 
+mod fallback;
 mod money;
 
 use std::time::Duration;
@@ -9,10 +10,13 @@ use bytes::Bytes;
 use super::inference::{AttemptEnd, AttemptReport};
 use super::memory::Ended;
 use super::*;
+use crate::control::Change;
 use crate::domain::ModelName;
 use crate::domain::{DeploymentId, PicoUsd, PolicyName, TokenUsage};
 use crate::provider::{Failure, FailureClass, Summary};
-use crate::records::control::{ControlRecord, Deployment, Model, Organization, Policy, PolicyTier, PriceEntry};
+use crate::records::control::{
+    ControlRecord, Deployment, Entity, Model, Organization, Policy, PolicyTier, PriceEntry, Stamp,
+};
 use crate::records::journal::Entry;
 use crate::records::responses::Original;
 use crate::records::{Origin, UsageSource};
@@ -55,6 +59,7 @@ fn deployment(id: &str, prices: Vec<PriceEntry>) -> Deployment {
         region: "us".into(),
         credential: "env:KEY".into(),
         prices,
+        weight: None,
     }
 }
 
@@ -84,6 +89,7 @@ fn model(tier: u8, deployments: Vec<Deployment>) -> Model {
         capabilities: vec![],
         deployments,
         limits: Default::default(),
+        balance: crate::records::control::Balance::default(),
     }
 }
 
@@ -100,8 +106,9 @@ pub fn tables() -> Tables {
         description: String::new(),
         default_tier: 2,
         max_attempts: 3,
-        tiers: vec![PolicyTier { tier: 2, candidates: vec![name("two"), name("nowhere")] }],
+        tiers: vec![PolicyTier { tier: 2, candidates: vec![name("two"), name("nowhere")], weights: Vec::new() }],
         fallback: vec![name("one"), name("two")],
+        ..Policy::default()
     };
     let records = [
         ControlRecord { organization: Some(organization), ..control_record("organization", "acme") },
@@ -163,6 +170,8 @@ pub fn ended(key: RequestKey, attempt: u32, end: AttemptEnd, summary: Summary) -
         time_to_first_token_ms: None,
         duration_ms: 1,
         body: None,
+        earlier: None,
+        shortfall: None,
     }
 }
 
@@ -174,6 +183,7 @@ struct Driver {
     offset: i64,
     now: Timestamp,
     capacity: Capacity,
+    health: Vec<Standing>,
 }
 
 impl Driver {
@@ -185,7 +195,15 @@ impl Driver {
             offset: 0,
             now: at(1_000),
             capacity: Capacity::Free,
+            health: vec![],
         }
+    }
+
+    fn put(&mut self, id: &str, entity: Entity) {
+        let stamp = Stamp { change_id: id.into(), actor: "test".into(), at: at(0) };
+        let (offset, version) = (self.control.offset() + 1, self.control.version_of(entity.kind(), id));
+        let changed = self.control.apply(offset, &ControlRecord::put(id, entity, version, stamp)).unwrap();
+        assert_eq!(changed, Change::Effective);
     }
 
     fn decide(&mut self, input: &Input<'_>) -> (Vec<Fact>, Vec<Command>) {
@@ -195,6 +213,7 @@ impl Driver {
             control: &self.control,
             capacity: self.capacity,
             bounds: &BOUNDS,
+            health: Health::Recorded(&self.health),
         };
         let mut decision = decide(&self.state, input, &context);
         let commands = std::mem::take(&mut decision.commands);
@@ -202,6 +221,8 @@ impl Driver {
             return (vec![], commands);
         }
         let commit = commit(&mut decision, self.journal.len() as i64, &context);
+        let again = redecide::redecide(&self.state, &commit, &self.control);
+        assert!(matches!(again, redecide::Again::Same | redecide::Again::NotOnTheJournal), "{again:?}");
         evolve(&mut self.state, &commit);
         self.journal.push(commit.clone());
         (commit.facts, commands)
@@ -485,6 +506,8 @@ fn a_call_that_was_never_made_costs_nothing() {
             time_to_first_token_ms: None,
             duration_ms: 0,
             body: None,
+            earlier: None,
+            shortfall: None,
         })));
         let Fact::AttemptEnded(posting) = &facts[0] else { panic!("{facts:?}") };
         assert_eq!((posting.usage_source, posting.cost_pico_usd), (UsageSource::None, Some(PicoUsd::ZERO)));

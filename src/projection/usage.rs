@@ -193,6 +193,7 @@ mod tests {
             organization: Some(OrganizationId::parse("acme").unwrap()),
             request: Some(Arc::new(context())),
             facts,
+            health: Vec::new(),
         }
     }
 
@@ -217,6 +218,8 @@ mod tests {
             price_simulated: true,
             cost_pico_usd: (outcome == Outcome::Completed).then(|| PicoUsd::new(1_234)),
             booking: None,
+            retry_after_ms: None,
+            shortfall: None,
         }))
     }
 
@@ -265,6 +268,7 @@ mod tests {
                 candidates: vec![candidate],
                 max_attempts: 1,
                 reasons: vec![],
+                tiering: None,
             })),
             Fact::AttemptStarted(AttemptStarted {
                 attempt: 1,
@@ -274,6 +278,7 @@ mod tests {
                 price_version: 1,
                 reservation: None,
                 limits: None,
+                delay_ms: 0,
             }),
             Fact::CancelRequested(CancelRequested { reason: "bye".into(), open: true }),
             Fact::RecordSkipped(RecordSkipped { reason: "duplicate".into(), told: None }),

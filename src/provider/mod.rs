@@ -90,17 +90,29 @@ impl Failure {
 pub enum FailureClass {
     /// No connection: the provider got nothing.
     Connect,
+    /// No connection in time: the same.
+    ConnectTimeout,
     /// No first token, no next token, or no end in time.
     FirstTokenTimeout,
     BetweenTokensTimeout,
     Deadline,
     /// 429.
     RateLimited,
-    /// 401, 403, 404 and the like: our credential or our catalogue is wrong.
+    /// Our account with the provider has no money or no quota left: waiting does not help.
+    QuotaExhausted,
+    /// The provider has no room for anybody: 503, 529, or an error that says so.
+    Overloaded,
+    /// 401, 403: our credential is wrong, or may not do this.
+    Authentication,
+    /// 404 and the like: our catalogue is wrong.
     Configuration,
     /// 400, 413, 422: the client's request is wrong.
     BadRequest,
-    /// 5xx, a passing refusal (408, 409, 425), or a 200 that carries an error.
+    /// The request does not fit into the model's context.
+    ContextTooLong,
+    /// The provider's filter stopped the request.
+    ContentFilter,
+    /// Other 5xx, a passing refusal (408, 409, 425), or a 200 that carries an error.
     Upstream,
     /// Not the format that it should be.
     Garbage,
@@ -113,14 +125,20 @@ pub enum FailureClass {
 }
 
 impl FailureClass {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 18] = [
         Self::Connect,
+        Self::ConnectTimeout,
         Self::FirstTokenTimeout,
         Self::BetweenTokensTimeout,
         Self::Deadline,
         Self::RateLimited,
+        Self::QuotaExhausted,
+        Self::Overloaded,
+        Self::Authentication,
         Self::Configuration,
         Self::BadRequest,
+        Self::ContextTooLong,
+        Self::ContentFilter,
         Self::Upstream,
         Self::Garbage,
         Self::Cut,
@@ -137,12 +155,18 @@ impl FailureClass {
     pub const fn code(self) -> &'static str {
         match self {
             Self::Connect => "upstream_unreachable",
+            Self::ConnectTimeout => "upstream_connect_timeout",
             Self::FirstTokenTimeout => "upstream_first_token_timeout",
             Self::BetweenTokensTimeout => "upstream_stalled",
             Self::Deadline => "deadline_exceeded",
             Self::RateLimited => "upstream_rate_limited",
+            Self::QuotaExhausted => "upstream_quota",
+            Self::Overloaded => "upstream_overloaded",
+            Self::Authentication => "upstream_authentication",
             Self::Configuration => "upstream_configuration",
             Self::BadRequest => "upstream_bad_request",
+            Self::ContextTooLong => "upstream_context_too_long",
+            Self::ContentFilter => "upstream_content_filter",
             Self::Upstream => "upstream_error",
             Self::Garbage => "upstream_garbage",
             Self::Cut => "upstream_cut",

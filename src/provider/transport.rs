@@ -10,7 +10,7 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY
 use reqwest::{Client, Response};
 use tokio::time::{Instant, timeout_at};
 
-use super::openai::{self, Identity, OutputCap, StreamDecoder, Wanted};
+use super::openai::{self, ErrorHeaders, Identity, OutputCap, StreamDecoder, Wanted};
 use super::{Call, Failure, FailureClass, Summary};
 use crate::config::{Providers, millis};
 use crate::runtime::clock;
@@ -137,6 +137,8 @@ impl Transport {
         request.send().await.map_err(|error| {
             if error.is_builder() {
                 Failure::new(FailureClass::Configuration, "the provider's base URL is not usable")
+            } else if error.is_connect() && error.is_timeout() {
+                Failure::new(FailureClass::ConnectTimeout, "the provider cannot be reached in time")
             } else if error.is_connect() {
                 Failure::new(FailureClass::Connect, "the provider cannot be reached")
             } else {
@@ -268,9 +270,11 @@ fn is_json(headers: &HeaderMap) -> bool {
 /// The failure that an error answer stands for. A body that cannot be read changes nothing about that.
 async fn refusal(response: Response, mut room: Hold) -> Failure {
     let status = response.status().as_u16();
-    let headers = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let text = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let (retry_after, retry_after_ms) = (text(RETRY_AFTER.as_str()), text("retry-after-ms"));
     let body = read(response, ERROR_BYTES_MAX, &mut room).await.unwrap_or_default();
-    openai::from_status(status, headers.as_deref(), &body, clock::now())
+    let headers = ErrorHeaders { retry_after: retry_after.as_deref(), retry_after_ms: retry_after_ms.as_deref() };
+    openai::from_status(status, headers, &body, clock::now())
 }
 
 fn no_room() -> Failure {

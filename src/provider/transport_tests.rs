@@ -182,10 +182,10 @@ async fn a_status_is_a_failure_of_its_class() {
     let table = [
         (429, FailureClass::RateLimited, Some(Duration::from_secs(1))),
         (400, FailureClass::BadRequest, None),
-        (401, FailureClass::Configuration, None),
+        (401, FailureClass::Authentication, None),
         (404, FailureClass::Configuration, None),
         (500, FailureClass::Upstream, None),
-        (503, FailureClass::Upstream, Some(Duration::from_secs(1))),
+        (503, FailureClass::Overloaded, Some(Duration::from_secs(1))),
     ];
     for (status, class, retry_after) in table {
         for stream in [false, true] {

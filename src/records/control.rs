@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use super::policy::{Policy, PolicyTier};
 use super::{EnvelopeError, Record, Topic};
 use crate::domain::{DeploymentId, ModelName, OrganizationId, PicoUsd, PlanName, Price, Timestamp};
 
@@ -199,6 +200,25 @@ pub struct Model {
     /// Of one organization's calls of it.
     #[serde(default)]
     pub limits: Limits,
+    /// Which of its deployments is called first.
+    #[serde(default)]
+    pub balance: Balance,
+}
+
+/// In which order a model's deployments are tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Balance {
+    /// Drawn by their weights, the same for the same request.
+    Weighted,
+    /// The one with the shortest time to the first token; one that nobody knows yet goes first.
+    LeastLatency,
+    /// The one with the fewest calls under way.
+    LeastBusy,
+    /// As they are listed. Also every symbol that a newer version writes.
+    #[default]
+    #[serde(other)]
+    Listed,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -211,6 +231,9 @@ pub struct Deployment {
     /// A reference such as `env:NAME`, never a secret; or [`NO_CREDENTIAL`].
     pub credential: String,
     pub prices: Vec<PriceEntry>,
+    /// Its share, where calls are spread by weights; `None`: 1.
+    #[serde(default)]
+    pub weight: Option<u64>,
 }
 
 /// Pico-dollars per token by class, from a moment on, under a condition on all input tokens of the request.
@@ -235,24 +258,6 @@ pub struct PriceEntry {
     pub source: Option<String>,
     #[serde(default)]
     pub source_read: Option<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Policy {
-    #[serde(default)]
-    pub description: String,
-    pub default_tier: u8,
-    pub max_attempts: u32,
-    pub tiers: Vec<PolicyTier>,
-    #[serde(default)]
-    pub fallback: Vec<ModelName>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PolicyTier {
-    pub tier: u8,
-    /// In the order in which they are tried.
-    pub candidates: Vec<ModelName>,
 }
 
 impl Key {

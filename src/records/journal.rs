@@ -49,6 +49,8 @@ pub struct CommitRecord {
     #[serde(default)]
     request: Option<Arc<RequestContext>>,
     facts: Vec<FactRecord>,
+    #[serde(default)]
+    health: Vec<Standing>,
 }
 
 /// What a decision was made on.
@@ -79,6 +81,38 @@ pub struct Commit {
     pub organization: Option<OrganizationId>,
     pub request: Option<Arc<RequestContext>>,
     pub facts: Vec<Fact>,
+    /// Of the deployments whose health changed a choice of this decision.
+    pub health: Vec<Standing>,
+}
+
+/// A deployment as its owner knew it, from its own attempts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    pub deployment: DeploymentId,
+    pub state: HealthState,
+    /// When it is tried again.
+    #[serde(default)]
+    pub until: Option<Timestamp>,
+    /// To the first token, a moving average.
+    #[serde(default)]
+    pub latency_ms: Option<u64>,
+    #[serde(default)]
+    pub in_flight: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum HealthState {
+    /// It answers, or nobody knows better.
+    Sound,
+    /// Too many of its calls failed lately.
+    Broken,
+    /// Its provider asked to be left alone until then.
+    Cooling,
+    /// Also every symbol that a newer version writes.
+    #[default]
+    #[serde(other)]
+    Unknown,
 }
 
 /// What every posting of a request can be reported by.
@@ -310,6 +344,59 @@ pub struct Features {
     /// Of the messages and tools, by OpenAI's o200k_base; `None`: not counted.
     #[serde(default)]
     pub input_tokens: Option<u64>,
+    #[serde(default)]
+    pub response_format: ResponseFormat,
+    /// `None`: the classifier was not asked.
+    #[serde(default)]
+    pub likelihoods: Option<Likelihoods>,
+    /// `None`: not taken.
+    #[serde(default)]
+    pub measures: Option<Measures>,
+}
+
+/// In which form the answer is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum ResponseFormat {
+    #[default]
+    Text,
+    JsonObject,
+    JsonSchema,
+    /// Also every symbol that a newer version writes.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Counts of the last user message, by which policies tell how complex it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Measures {
+    pub words: u32,
+    pub questions: u32,
+    pub code_lines: u32,
+    pub numbers: u32,
+    pub list_items: u32,
+    pub constraints: u32,
+    /// User messages before it.
+    pub turns: u32,
+    /// Rather than English.
+    pub portuguese: bool,
+}
+
+/// Of the intents that the classifier knows, in permille.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Likelihoods {
+    #[serde(default)]
+    pub greeting: u16,
+    #[serde(default)]
+    pub faq: u16,
+    #[serde(default)]
+    pub basic_support: u16,
+    #[serde(default)]
+    pub complex_question: u16,
+    #[serde(default)]
+    pub sales_negotiation: u16,
+    #[serde(default)]
+    pub high_value: u16,
 }
 
 fn one() -> u32 {
@@ -350,6 +437,40 @@ pub struct RequestRouted {
     pub candidates: Vec<Candidate>,
     pub max_attempts: u32,
     pub reasons: Vec<String>,
+    /// `None`: the request names its model.
+    #[serde(default)]
+    pub tiering: Option<Tiering>,
+}
+
+/// How the tier was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tiering {
+    /// Given, or the likeliest.
+    #[serde(default)]
+    pub intent: Option<String>,
+    #[serde(default)]
+    pub intent_source: IntentSource,
+    /// Of a classified one.
+    #[serde(default)]
+    pub confidence_permille: Option<u16>,
+    /// Points of complexity; `None`: the policy has no weights.
+    #[serde(default)]
+    pub score: Option<i64>,
+    /// Whose candidates come first.
+    pub tier: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum IntentSource {
+    #[default]
+    None,
+    /// By the request's tag `intent`.
+    Given,
+    Classified,
+    /// Also every symbol that a newer version writes.
+    #[serde(other)]
+    Unknown,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -373,6 +494,9 @@ pub struct AttemptStarted {
     /// Of the organization's calls of this model.
     #[serde(default)]
     pub limits: Option<LimitCharge>,
+    /// The call is made so long after the commit.
+    #[serde(default)]
+    pub delay_ms: u64,
 }
 
 /// The accounts of a request.
@@ -443,6 +567,12 @@ pub struct AttemptEnded {
     /// `None`: a version without a ledger wrote it.
     #[serde(default)]
     pub booking: Option<Booking>,
+    /// How long the provider asked to be left alone.
+    #[serde(default)]
+    pub retry_after_ms: Option<u64>,
+    /// What a whole answer lacks, by its name in [`SHORTFALLS`](super::policy::SHORTFALLS).
+    #[serde(default)]
+    pub shortfall: Option<String>,
 }
 
 /// Terminal of an admitted request.
@@ -558,6 +688,7 @@ impl From<Entry> for JournalRecord {
                     organization: c.organization,
                     request: c.request,
                     facts,
+                    health: c.health,
                 };
                 Self { kind: "commit".to_owned(), ownership_taken: None, commit: Some(commit) }
             }
@@ -584,6 +715,7 @@ impl TryFrom<JournalRecord> for Entry {
                     organization: c.organization,
                     request: c.request,
                     facts: c.facts.into_iter().map(|fact| fact.0).collect::<Result<_, _>>()?,
+                    health: c.health,
                 }))
             }
             _ => Err(EnvelopeError::UnknownKind { kind: record.kind, known: "ownership_taken, commit" }),
@@ -639,6 +771,7 @@ mod tests {
             organization: None,
             request: None,
             facts: vec![Fact::RecordSkipped(RecordSkipped { reason: "undecodable".into(), told: None })],
+            health: Vec::new(),
         })
     }
 

@@ -6,6 +6,7 @@
 pub mod control;
 pub mod dead_letters;
 pub mod journal;
+pub mod policy;
 pub mod requests;
 pub mod responses;
 pub mod state;

@@ -18,6 +18,7 @@ use crate::domain::RequestKey;
 use crate::failpoint::{Failpoint, reached};
 use crate::processor::ProviderCall;
 use crate::processor::inference::{AttemptEnd, AttemptReport};
+use crate::provider::openai::shortfall;
 use crate::provider::transport::{Answer, AnswerStream, Transport};
 use crate::provider::{Call, CapName, Failure, FailureClass, Summary, Upstream};
 use crate::records::Topic;
@@ -111,12 +112,16 @@ impl Calls {
         cancelled: CancellationToken,
         reports: mpsc::Sender<Report>,
     ) {
-        let (started, timeout) = (Instant::now(), call.deadline_at.since(clock::now()));
+        let delay = Duration::from_millis(call.delay_ms);
+        let (started, timeout) = (Instant::now() + delay, call.deadline_at.since(clock::now().plus(delay)));
         let mut pump = Pump::new(&self, tenure, &call, &reports);
+        // What an answer lacks is a question of what was asked for.
+        let asked = if call.judged_for.is_empty() { Bytes::new() } else { body.clone() };
         let upstream = self.upstream(&call);
         let simulated = matches!(upstream, Ok((_, true)));
         let (end, summary, body) = match upstream {
             Err(failure) => (AttemptEnd::Failed(failure), Summary::default(), None),
+            Ok(_) if !wait(call.delay_ms, &cancelled).await => (AttemptEnd::Cancelled, Summary::default(), None),
             Ok(_) if timeout.is_zero() => (AttemptEnd::Failed(deadline_passed()), Summary::default(), None),
             Ok((upstream, _)) => {
                 let request = Call {
@@ -143,12 +148,19 @@ impl Calls {
             simulated,
             time_to_first_token_ms: first,
             duration_ms: millis(started.elapsed()),
+            shortfall: body.as_ref().and_then(|answer| shortfall(&asked, answer, &call.judged_for)),
             body,
+            earlier: None,
         };
         reached(Failpoint::CallEnded);
         // A closed channel means that the shard is gone; the next owner settles the request.
         let _ = reports.send(Report::Ended(Box::new(report))).await;
     }
+}
+
+/// Waits before a retry; `false`: it was cancelled meanwhile.
+async fn wait(delay_ms: u64, cancelled: &CancellationToken) -> bool {
+    delay_ms == 0 || cancelled.run_until_cancelled(tokio::time::sleep(Duration::from_millis(delay_ms))).await.is_some()
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -2,7 +2,7 @@
 //! acknowledgement. What that means is [`Tenure`]'s; this is its shell.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use rdkafka::error::KafkaError;
@@ -20,6 +20,8 @@ use crate::codec;
 use crate::domain::ids::partition_of;
 use crate::domain::{OrganizationId, RequestKey, Timestamp};
 use crate::failpoint::{Failpoint, reached};
+use crate::processor::health::{Ended as Observed, Health};
+use crate::processor::inference::AttemptReport;
 use crate::processor::tenure::{Circumstances, Gap, Tenure};
 use crate::processor::{Command, Input, ProviderCall, content, key_of, terminal_again};
 use crate::records::dead_letters::{DeadLetter, Source};
@@ -173,6 +175,8 @@ pub struct Owner {
     answers: VecDeque<(i32, Box<ResponseRecord>)>,
     calls: HashMap<RequestKey, CallHandle>,
     bodies: HashMap<RequestKey, Bytes>,
+    /// Answers that fell short, while the next tier is asked.
+    answers_kept: HashMap<RequestKey, Bytes>,
     held: Waiting,
     obstacle: Option<Obstacle>,
     /// The last source offset whose commit is acknowledged.
@@ -207,6 +211,7 @@ impl Owner {
             answers: VecDeque::new(),
             calls: HashMap::new(),
             bodies: HashMap::new(),
+            answers_kept: HashMap::new(),
             held: Waiting { records: VecDeque::new(), room: shell.held.hold() },
             obstacle: None,
             decided,
@@ -392,12 +397,35 @@ impl Owner {
             // The next one says the same and more.
             Report::Progressed(..) if !self.outbox.is_empty() => return Ok(()),
             Report::Progressed(key, progressed) => Input::AttemptProgressed(key, progressed),
-            Report::Ended(report) => {
-                self.calls.remove(&report.key);
-                Input::AttemptEnded(report)
-            }
+            Report::Ended(report) => return self.ended(shell, report),
         };
         self.decide(shell, &input, clock::now(), None)
+    }
+
+    /// A provider call ended. An answer that falls short is kept while the next tier is asked.
+    fn ended(&mut self, shell: &mut Shell, mut report: Box<AttemptReport>) -> Result<(), Lost> {
+        let key = report.key.clone();
+        self.calls.remove(&key);
+        report.earlier = self.answers_kept.remove(&key);
+        if let Some(earlier) = &report.earlier {
+            shell.load.dropped(&key.organization, earlier.len());
+        }
+        let short = report.body.clone().filter(|_| report.shortfall.is_some());
+        self.observe(shell, &key, Observed::of(&report));
+        self.decide(shell, &Input::AttemptEnded(report), clock::now(), None)?;
+        if let Some(body) = short.filter(|_| self.tenure.state().open(&key).is_some()) {
+            shell.load.kept(&key.organization, body.len());
+            self.answers_kept.insert(key, body);
+        }
+        Ok(())
+    }
+
+    /// What the end of a request's current attempt says about its deployment.
+    fn observe(&self, shell: &Shell, key: &RequestKey, ended: Observed) {
+        if let Some(open) = self.tenure.state().open(key) {
+            let mut board = shell.deployments.lock().unwrap_or_else(PoisonError::into_inner);
+            board.ended(&open.started.deployment, ended, clock::now());
+        }
     }
 
     /// Time has passed: gives up what is overdue, and tries again what the producer did not take.
@@ -407,6 +435,7 @@ impl Owner {
             tracing::warn!(kafka.partition = self.partition, request.id = %key.request, "a call never ended; given up");
             self.calls.remove(&key);
             let simulated = self.is_simulated(shell, &key);
+            self.observe(shell, &key, Observed::Nothing);
             self.decide(shell, &Input::Overdue { key, simulated }, now, None)?;
         }
         self.checkpoints.tick(&self.tenure, shell.checkpoint_distance);
@@ -453,8 +482,11 @@ impl Owner {
             Some(Obstacle::Schema(_, task) | Obstacle::Reading(_, task)) => task.abort(),
             Some(Obstacle::Disposal(_)) | None => {}
         }
-        for (key, body) in &self.bodies {
+        for (key, body) in self.bodies.iter().chain(&self.answers_kept) {
             shell.load.dropped(&key.organization, body.len());
+        }
+        for key in self.calls.keys() {
+            self.observe(shell, key, Observed::Nothing);
         }
         for (key, _) in self.tenure.state().open_requests() {
             shell.load.closed(&key.organization);
@@ -523,11 +555,12 @@ impl Owner {
                 self.decide_chat(shell, (record.offset, record.at), &chat, reading)?;
             }
             Request::Chat(chat) if chat.body.len() > READ_AT_ONCE_BYTES_MAX => {
-                let reading = shell.read(chat.body.clone(), self.epoch);
+                let reading = shell.read(chat.clone(), self.epoch);
                 return Ok(Taken::Waits(Obstacle::Reading(chat, reading)));
             }
             Request::Chat(chat) => {
-                let reading = Reading::of(&chat.body, &shell.fingerprints);
+                let tables = shell.control.tables();
+                let reading = Reading::of(&chat, &tables, &*shell.classifier, &shell.fingerprints);
                 self.decide_chat(shell, (record.offset, record.at), &chat, reading)?;
             }
             Request::Cancel(cancel) => {
@@ -590,8 +623,12 @@ impl Owner {
             _ => None,
         };
         let capacity = shell.load.room_for(organization, body.map_or(0, Bytes::len));
-        let with = Circumstances { at, control: &control, capacity, bounds: &shell.bounds };
+        let deployments = Arc::clone(&shell.deployments);
+        let board = deployments.lock().unwrap_or_else(PoisonError::into_inner);
+        let health = Health::Live(&board, clock::now());
+        let with = Circumstances { at, control: &control, capacity, bounds: &shell.bounds, health };
         let Some(commit) = self.tenure.decide(input, with) else { return Ok(()) };
+        drop(board);
         self.account(shell, &commit, body);
         let (organization, source_offset) = (commit.organization.clone(), commit.source_offset);
         let record = JournalRecord::from(Entry::Commit(commit));
@@ -622,7 +659,10 @@ impl Owner {
                 Fact::RequestRefused(_) => {
                     shell.metrics.refused.inc();
                 }
-                Fact::AttemptStarted(_) => {
+                Fact::AttemptStarted(started) => {
+                    let mut board = shell.deployments.lock().unwrap_or_else(PoisonError::into_inner);
+                    board.started(&started.deployment, clock::now());
+                    drop(board);
                     if let Some(body) = body {
                         self.bodies.insert(key_of(organization, &request.request_id), body.clone());
                         shell.load.kept(organization, body.len());
@@ -631,7 +671,8 @@ impl Owner {
                 Fact::RequestSettled(settled) => {
                     shell.load.closed(organization);
                     shell.metrics.settled(settled.outcome);
-                    if let Some(body) = self.bodies.remove(&key_of(organization, &request.request_id)) {
+                    let key = key_of(organization, &request.request_id);
+                    for body in [self.bodies.remove(&key), self.answers_kept.remove(&key)].into_iter().flatten() {
                         shell.load.dropped(organization, body.len());
                     }
                 }

@@ -34,6 +34,8 @@ use crate::codec::Codec;
 use crate::config::{self, millis};
 use crate::domain::ids::partition_of;
 use crate::failpoint::{Failpoint, reached};
+use crate::processor::health::Deployments;
+use crate::processor::intent::Builtin;
 use crate::processor::{Bounds, tokens};
 use crate::provider::transport::Transport;
 use crate::records::Topic;
@@ -66,6 +68,7 @@ pub struct Options {
     pub codec: Arc<Codec>,
     pub publisher: Publisher,
     pub control: Control,
+    pub deployments: Deployments,
     pub health: Health,
     pub metrics: Metrics,
     pub cancel: CancellationToken,
@@ -217,7 +220,7 @@ impl Shard {
         member: Arc<Member>,
         deliveries: Arc<Deliveries>,
     ) -> (Self, Channels) {
-        let Options { config, partitions, codec, publisher, control, health, metrics, .. } = options;
+        let Options { config, partitions, codec, publisher, control, deployments, health, metrics, .. } = options;
         let (reports, reports_in) = mpsc::channel(config.processor.calls_max.max(1));
         let (learned, learned_in) = mpsc::channel(partitions.max(1) as usize);
         let (understood, understood_in) = mpsc::channel(partitions.max(1) as usize);
@@ -231,6 +234,7 @@ impl Shard {
             codec: codec.clone(),
             publisher: publisher.clone(),
             control,
+            deployments,
             deliveries,
             reports,
             learned,
@@ -251,6 +255,7 @@ impl Shard {
                 timeout_max: millis(config.processor.timeout_max_ms),
             },
             fingerprints: Fingerprints::new(config.processor.fingerprint_key.as_ref()),
+            classifier: Arc::new(Builtin::new()),
             checkpoints: checkpoints::Writer {
                 codec: codec.clone(),
                 publisher: publisher.clone(),

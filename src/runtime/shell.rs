@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -21,13 +20,17 @@ use super::publisher::{Deliveries, Publisher};
 use super::room::{Hold, Room};
 use super::stillness::Stillness;
 use crate::codec::{self, Codec};
+use crate::control::Tables;
 use crate::domain::{OrganizationId, RequestId};
 use crate::failpoint::{Failpoint, reached};
 use crate::processor::checkpoint::Cut;
 use crate::processor::content::{self, Content};
+use crate::processor::health::Deployments;
+use crate::processor::intent::Classifier;
 use crate::processor::{Bounds, Capacity};
 use crate::records::Outcome;
 use crate::records::dead_letters::DeadLetter;
+use crate::records::requests::Chat;
 use crate::telemetry::Metrics;
 
 /// Waits between two questions for a schema: first, and at the most.
@@ -81,8 +84,17 @@ pub struct Reading {
 
 impl Reading {
     /// Takes time in proportion to the body, nearly all of it to count its tokens.
-    pub fn of(body: &[u8], fingerprints: &Fingerprints) -> Self {
-        Self { content: content::read(body), fingerprint: fingerprints.of(body) }
+    /// The classifier reads it, too, where a policy chooses the model by it.
+    pub fn of(chat: &Chat, control: &Tables, classifier: &dyn Classifier, fingerprints: &Fingerprints) -> Self {
+        let mut content = content::read(&chat.body);
+        if let Ok(content) = &mut content {
+            let model = chat.model.as_ref().map(|model| model.as_str()).or(content.model.as_deref());
+            let policy = model.and_then(|model| control.policy(model));
+            if policy.is_some_and(|(_, policy)| policy.value.reads_content()) {
+                content.classify(classifier);
+            }
+        }
+        Self { content, fingerprint: fingerprints.of(&chat.body) }
     }
 }
 
@@ -93,6 +105,8 @@ pub struct Shell {
     pub codec: Arc<Codec>,
     pub publisher: Publisher,
     pub control: Control,
+    /// How the deployments do.
+    pub deployments: Deployments,
     pub calls: Arc<Calls>,
     pub deliveries: Arc<Deliveries>,
     pub reports: mpsc::Sender<Report>,
@@ -104,6 +118,8 @@ pub struct Shell {
     pub topics: Topics,
     pub bounds: Bounds,
     pub fingerprints: Fingerprints,
+    /// Tells what requests are about.
+    pub classifier: Arc<dyn Classifier>,
     pub dead_letter_bytes_max: usize,
     pub checkpoints: checkpoints::Writer,
     /// Entries of the journal after which a checkpoint is kept.
@@ -185,14 +201,15 @@ impl Shell {
 
     /// Reads a long body on a thread of its own. One that has begun goes on when it is aborted; nobody gets its result
     /// then, and it keeps its place among those that are read at once.
-    pub fn read(&mut self, body: Bytes, epoch: u64) -> AbortHandle {
+    pub fn read(&mut self, chat: Box<Chat>, epoch: u64) -> AbortHandle {
         let (fingerprints, readings) = (self.fingerprints.clone(), self.readings.clone());
-        let understood = self.understood.clone();
+        let (understood, control) = (self.understood.clone(), self.control.tables());
+        let classifier = Arc::clone(&self.classifier);
         self.tasks.spawn(async move {
             // It is never closed.
             let Ok(place) = readings.acquire_owned().await else { return };
             let reading = tokio::task::spawn_blocking(move || {
-                let reading = Reading::of(&body, &fingerprints);
+                let reading = Reading::of(&chat, &control, &*classifier, &fingerprints);
                 drop(place);
                 reading
             });

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::errors::{self, Documented};
 use super::text::Random;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     #[error(
-        "unknown fault {0:?}; give status=CODE, cut, stall, garbage, error or truncate, the last five also as KIND-after=N"
+        "unknown fault {0:?}; give status=CODE, status=CODE;retry-after=SECONDS, a provider's own error such as \
+         anthropic/overloaded, or cut, stall, garbage, error or truncate, the last five also as KIND-after=N"
     )]
     Fault(String),
     #[error("{0:?} is no share; give a number from 0 to 100 and a percent sign, such as status=503:10%")]
@@ -60,9 +62,10 @@ impl Behavior {
     }
 
     /// The fault that the request with this number has, the same for the same seed.
-    pub fn fault(&self, seed: u64, request: u64) -> Option<Fault> {
+    pub fn fault(&self, seed: u64, request: u64, model: &str) -> Option<Fault> {
         let mut random = Random::new(seed ^ request.wrapping_mul(0x2545_f491_4f6c_dd1d));
-        self.faults.iter().find(|rule| random.below(MILLION) < u64::from(rule.per_million)).map(|rule| rule.fault)
+        let mut of_model = self.faults.iter().filter(|rule| rule.model.as_ref().is_none_or(|of| of == model));
+        of_model.find(|rule| random.below(MILLION) < u64::from(rule.per_million)).map(|rule| rule.fault)
     }
 }
 
@@ -84,8 +87,10 @@ const MILLION: u64 = 1_000_000;
 /// Something that goes wrong on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// An error answer with this status.
-    Status(u16),
+    /// An error answer with this status, and how many seconds to wait.
+    Status { status: u16, retry_after_s: Option<u32> },
+    /// An error answer as a provider documents it.
+    Documented(&'static Documented),
     /// A whole answer, or a stream after some tokens (half of them by default), goes wrong.
     Breaks { how: Break, after_tokens: Option<usize> },
 }
@@ -120,13 +125,22 @@ impl FromStr for Fault {
     fn from_str(text: &str) -> Result<Self, Error> {
         let unknown = || Error::Fault(text.to_owned());
         let named = |name: &str| Break::ALL.iter().find(|(known, _)| *known == name).map(|(_, how)| *how);
+        if text.contains('/') {
+            return errors::named(text).map(Self::Documented).ok_or_else(unknown);
+        }
         let Some((name, value)) = text.split_once('=') else {
             let how = named(text).ok_or_else(unknown)?;
             return Ok(Self::Breaks { how, after_tokens: None });
         };
         if name == "status" {
-            let status = value.parse().ok().filter(|status| (400..=599).contains(status));
-            return status.map(Self::Status).ok_or_else(unknown);
+            let (status, wait) = value.split_once(';').map_or((value, None), |(status, wait)| (status, Some(wait)));
+            let retry_after_s = match wait.map(|wait| wait.strip_prefix("retry-after=").map(str::parse)) {
+                None => None,
+                Some(Some(Ok(seconds))) => Some(seconds),
+                Some(_) => return Err(unknown()),
+            };
+            let status = status.parse().ok().filter(|status| (400..=599).contains(status));
+            return status.map(|status| Self::Status { status, retry_after_s }).ok_or_else(unknown);
         }
         let how = name.strip_suffix("-after").and_then(named).ok_or_else(unknown)?;
         Ok(Self::Breaks { how, after_tokens: Some(value.parse().map_err(|_| unknown())?) })
@@ -136,7 +150,9 @@ impl FromStr for Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Status(status) => write!(f, "status={status}"),
+            Self::Status { status, retry_after_s: None } => write!(f, "status={status}"),
+            Self::Status { status, retry_after_s: Some(seconds) } => write!(f, "status={status};retry-after={seconds}"),
+            Self::Documented(error) => write!(f, "{}/{}", error.provider, error.name),
             Self::Breaks { how, after_tokens } => {
                 let name = Break::ALL.iter().find(|(_, known)| known == how).map_or("", |(name, _)| name);
                 match after_tokens {
@@ -148,10 +164,13 @@ impl fmt::Display for Fault {
     }
 }
 
-/// A fault and the share of requests that have it: `status=503:10%`; without a share, all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// A fault and the share of requests that have it: `status=503:10%`; without a share, all. With a model before it, only that
+/// one has it: `gpt-4o@status=503:10%`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct FaultRule {
+    /// By its name at the provider.
+    pub model: Option<String>,
     pub fault: Fault,
     pub per_million: u32,
 }
@@ -160,18 +179,22 @@ impl FromStr for FaultRule {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
+        let (model, text) = text.split_once('@').map_or((None, text), |(model, rest)| (Some(model.to_owned()), rest));
         let Some((fault, share)) = text.split_once(':') else {
-            return Ok(Self { fault: text.parse()?, per_million: MILLION as u32 });
+            return Ok(Self { model, fault: text.parse()?, per_million: MILLION as u32 });
         };
         let percent: Option<f64> = share.strip_suffix('%').and_then(|number| number.trim().parse().ok());
         let percent = percent.filter(|percent| (0.0..=100.0).contains(percent));
         let percent = percent.ok_or_else(|| Error::Share(share.to_owned()))?;
-        Ok(Self { fault: fault.parse()?, per_million: (percent * 10_000.0).round() as u32 })
+        Ok(Self { model, fault: fault.parse()?, per_million: (percent * 10_000.0).round() as u32 })
     }
 }
 
 impl fmt::Display for FaultRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(model) = &self.model {
+            write!(f, "{model}@")?;
+        }
         write!(f, "{}:{}%", self.fault, f64::from(self.per_million) / 10_000.0)
     }
 }
@@ -196,7 +219,17 @@ mod tests {
 
     #[test]
     fn faults_are_written_as_they_are_read() {
-        for text in ["status=503:10%", "cut:0.5%", "cut-after=3:100%", "stall:1%", "garbage-after=0:100%", "error:7%"] {
+        for text in [
+            "status=503:10%",
+            "status=429;retry-after=30:100%",
+            "anthropic/overloaded:5%",
+            "gpt-4o@google/rate_limit:100%",
+            "cut:0.5%",
+            "cut-after=3:100%",
+            "stall:1%",
+            "garbage-after=0:100%",
+            "error:7%",
+        ] {
             assert_eq!(text.parse::<FaultRule>().unwrap().to_string(), text);
         }
         assert_eq!("truncate".parse::<FaultRule>().unwrap().to_string(), "truncate:100%");
@@ -204,9 +237,19 @@ mod tests {
 
     #[test]
     fn a_fault_that_is_none_is_refused_by_name() {
-        for text in
-            ["", "status", "status=200", "status=x", "cut=3", "cut-after", "cut-after=-1", "fire", "status-after=3"]
-        {
+        for text in [
+            "",
+            "status",
+            "status=200",
+            "status=x",
+            "status=429;soon",
+            "anthropic/bliss",
+            "cut=3",
+            "cut-after",
+            "cut-after=-1",
+            "fire",
+            "status-after=3",
+        ] {
             assert_eq!(text.parse::<Fault>().unwrap_err(), Error::Fault(text.to_owned()));
         }
         for share in ["10", "x%", "101%", "-1%", "NaN%"] {
@@ -218,11 +261,19 @@ mod tests {
     fn a_share_of_requests_has_a_fault_and_the_same_ones_each_time() {
         let faults = vec!["status=503:10%".parse().unwrap(), "cut:50%".parse().unwrap()];
         let behavior = Behavior { faults, ..Behavior::default() };
-        let drawn = |seed| (0..10_000).map(|n| behavior.fault(seed, n)).collect::<Vec<_>>();
+        let drawn = |seed| (0..10_000).map(|n| behavior.fault(seed, n, "m")).collect::<Vec<_>>();
         assert_eq!(drawn(7), drawn(7));
         let share = |fault| drawn(7).into_iter().filter(|drawn| *drawn == fault).count();
-        assert!((900..1_100).contains(&share(Some(Fault::Status(503)))));
+        assert!((900..1_100).contains(&share(Some("status=503".parse().unwrap()))));
         assert!((4_300..4_700).contains(&share(Some("cut".parse().unwrap()))));
+    }
+
+    #[test]
+    fn a_model_has_faults_of_its_own() {
+        let faults = vec!["sick@status=500".parse().unwrap(), "cut:0%".parse().unwrap()];
+        let behavior = Behavior { faults, ..Behavior::default() };
+        assert_eq!(behavior.fault(1, 1, "sick"), Some("status=500".parse().unwrap()));
+        assert_eq!(behavior.fault(1, 1, "well"), None);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 
 mod answer;
 pub mod behavior;
+pub mod errors;
 mod request;
 mod serve;
 pub mod text;

@@ -9,7 +9,7 @@ use std::vec::IntoIter;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Path, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::ListenerExt as _;
@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::answer::{Answer, answer};
 use super::behavior::{Behavior, Break, Fault, Pace};
+use super::errors::Documented;
 use super::request::Request;
 use super::text::Random;
 use super::wire::{Frame, SERVER_ERROR, Step, broken, error_body};
@@ -80,9 +81,14 @@ async fn chat(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) -> R
             return refusal(StatusCode::BAD_REQUEST, &error.to_string(), Some("x_simulate_fault"), None);
         }
     };
-    if let Some(Fault::Status(status)) = fault {
+    let refused = match fault {
+        Some(Fault::Status { status, retry_after_s }) => Some(on_purpose(status, retry_after_s)),
+        Some(Fault::Documented(error)) => Some(documented(error)),
+        Some(Fault::Breaks { .. }) | None => None,
+    };
+    if let Some(refused) = refused {
         guard.outcome = Outcome::Faulted;
-        return on_purpose(status);
+        return refused;
     }
     let answer = answer(&request, app.seed, behavior.output_tokens);
     let frame = Frame {
@@ -95,7 +101,7 @@ async fn chat(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) -> R
     let pace = Timing::new(behavior.pace(&request.model), Random::new(app.seed ^ number));
     let broken = match fault {
         Some(Fault::Breaks { how, after_tokens }) => Some((how, after_tokens)),
-        Some(Fault::Status(_)) | None => None,
+        Some(Fault::Status { .. } | Fault::Documented(_)) | None => None,
     };
     match request.is_stream {
         true => streamed(&frame, request.include_usage, broken, pace, guard),
@@ -113,7 +119,7 @@ fn wanted_fault(
     match header.as_deref().or(request.fault.as_deref()) {
         Some("none") => Ok(None),
         Some(fault) => fault.parse().map(Some),
-        None => Ok(behavior.fault(seed, number)),
+        None => Ok(behavior.fault(seed, number, &request.model)),
     }
 }
 
@@ -287,7 +293,7 @@ fn refusal(status: StatusCode, message: &str, param: Option<&str>, code: Option<
 }
 
 /// The error answer of a fault, as OpenAI words it.
-fn on_purpose(status: u16) -> Response {
+fn on_purpose(status: u16, retry_after_s: Option<u32>) -> Response {
     let (message, kind, code) = match status {
         401 => ("Incorrect API key provided.", "invalid_request_error", Some("invalid_api_key")),
         404 => (
@@ -301,8 +307,19 @@ fn on_purpose(status: u16) -> Response {
     };
     let status_code = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = json_response(status_code, error_body(message, kind, None, code));
-    if status == 429 || status == 503 {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    let by_default = (status == 429 || status == 503).then_some(1);
+    if let Some(seconds) = retry_after_s.or(by_default) {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// The error answer of a provider.
+fn documented(error: &Documented) -> Response {
+    let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = json_response(status, error.body);
+    for (name, value) in error.headers {
+        response.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
     response
 }

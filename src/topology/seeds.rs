@@ -186,7 +186,12 @@ mod tests {
             (ORGANIZATIONS, "\"org_123\"", "\"org_demo\"", "more than once"),
             ("topology/seed/policies/auto.toml", "\"gpt-4o\"]", "\"gpt-4-oh\"]", "gpt-4-oh is no model"),
             ("topology/seed/policies/auto.toml", "default_tier = 2", "default_tier = 5", "default_tier"),
-            ("topology/seed/policies/auto.toml", "tier = 4", "tier = 3", "more than once"),
+            ("topology/seed/policies/auto.toml", "]]\ntier = 4", "]]\ntier = 3", "more than once"),
+            ("topology/seed/policies/auto.toml", "greeting = 1", "greeting = 7", "7 has no [[tiers]]"),
+            ("topology/seed/policies/auto.toml", "code_lines = 20", "code_lies = 20", "is not measured"),
+            ("topology/seed/policies/auto.toml", "\"empty\"", "\"short\"", "short is not known"),
+            ("topology/seed/policies/auto.toml", "upstream_rate_limited", "rate_limited", "is no cause"),
+            ("topology/seed/policies/auto.toml", "then = \"next\"", "then = \"retry\"", "retries"),
         ];
         for (path, from, to, expected) in cases {
             let problems = changed(path, from, to);

@@ -160,6 +160,7 @@ fn model(prices: Vec<PriceEntry>, id: &str) -> Model {
         region: "r".into(),
         credential: "none".into(),
         prices,
+        weight: None,
     };
     Model {
         aliases: Vec::new(),
@@ -171,6 +172,7 @@ fn model(prices: Vec<PriceEntry>, id: &str) -> Model {
         capabilities: Vec::new(),
         deployments: vec![deployment],
         limits: Limits::default(),
+        balance: tollstream::records::control::Balance::default(),
     }
 }
 
@@ -335,6 +337,8 @@ async fn answered_at(world: &World, ask: &Ask, at: Timestamp, (input, output): (
         time_to_first_token_ms: None,
         duration_ms: 1,
         body: Some(br#"{"choices":[{"message":{"content":"hello"}}]}"#.to_vec().into()),
+        earlier: None,
+        shortfall: None,
     };
     let content = content::read(&chat.body);
     let inputs = [
@@ -348,7 +352,13 @@ async fn answered_at(world: &World, ask: &Ask, at: Timestamp, (input, output): (
         timeout_max: Duration::from_secs(600),
     };
     for input in inputs {
-        let with = Circumstances { at, control: log.tables(), capacity: Capacity::Free, bounds: &bounds };
+        let with = Circumstances {
+            at,
+            control: log.tables(),
+            capacity: Capacity::Free,
+            bounds: &bounds,
+            health: tollstream::processor::health::Health::Unknown,
+        };
         let commit = tenure.decide(&input, with).expect("a decision");
         let offset = journal(Entry::Commit(commit)).await;
         for command in tenure.acknowledged(offset).expect("a sole writer").commands {

@@ -111,6 +111,7 @@ async fn settle_out_of_nowhere(world: &World, partition: i32) {
         organization: Some(OrganizationId::parse(ORGANIZATION).expect("an id")),
         request: Some(Arc::new(request("nowhere"))),
         facts: vec![Fact::RequestSettled(settled)],
+        health: Vec::new(),
     }))
     .await;
 }

@@ -36,6 +36,7 @@ fn enormous() -> Model {
         region: "r".into(),
         credential: "none".into(),
         prices: vec![free.clone()],
+        weight: None,
     };
     Model {
         aliases: Vec::new(),
@@ -47,6 +48,7 @@ fn enormous() -> Model {
         capabilities: Vec::new(),
         deployments: (0..3_000).map(deployment).collect(),
         limits: Limits::default(),
+        balance: tollstream::records::control::Balance::default(),
     }
 }
 

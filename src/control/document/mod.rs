@@ -16,6 +16,7 @@ mod policy;
 mod price;
 #[cfg(test)]
 mod tests;
+mod window;
 
 use std::ops::RangeInclusive;
 

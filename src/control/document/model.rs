@@ -7,7 +7,7 @@ use super::amounts::{self, Limits};
 use super::place::Place;
 use super::price;
 use crate::domain::{DeploymentId, ModelName};
-use crate::records::control::{Deployment, Entity, Model, NO_CREDENTIAL};
+use crate::records::control::{Balance, Deployment, Entity, Model, NO_CREDENTIAL};
 
 /// What a model may be said to be capable of.
 pub const CAPABILITIES: [&str; 8] =
@@ -28,6 +28,8 @@ pub(super) struct Document {
     /// Of one organization's calls of it.
     #[serde(default, skip_serializing_if = "Limits::is_none")]
     limits: Limits,
+    #[serde(default = "listed")]
+    balance: String,
     deployments: Vec<DeploymentDocument>,
 }
 
@@ -40,7 +42,23 @@ struct DeploymentDocument {
     base_url: String,
     region: String,
     credential: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    weight: Option<u64>,
     prices: Vec<price::Document>,
+}
+
+/// In which order a model's deployments are tried.
+const BALANCES: [(&str, Balance); 4] = [
+    ("listed", Balance::Listed),
+    ("weighted", Balance::Weighted),
+    ("least_latency", Balance::LeastLatency),
+    ("least_busy", Balance::LeastBusy),
+];
+/// Largest weight of a deployment.
+const WEIGHT_MAX: u64 = 1_000_000;
+
+fn listed() -> String {
+    "listed".to_owned()
 }
 
 pub(super) fn parse(document: Document, place: &mut Place<'_>) -> Option<Entity> {
@@ -57,6 +75,17 @@ pub(super) fn parse(document: Document, place: &mut Place<'_>) -> Option<Entity>
     }
     if document.deployments.is_empty() {
         place.problem("deployments", "there is none; say who serves the model");
+    }
+    let balance = BALANCES.iter().find(|(name, _)| *name == document.balance).map(|(_, balance)| *balance);
+    if balance.is_none() {
+        let known = BALANCES.map(|(name, _)| name).join(", ");
+        place.problem("balance", format!("{:?} is not known; known are {known}", document.balance));
+    }
+    if balance == Some(Balance::Weighted) && document.deployments.iter().all(|of| of.weight == Some(0)) {
+        place.problem(
+            "deployments",
+            "their weights sum to nothing, so nobody would be drawn; give at least one above 0",
+        );
     }
     let created_at = place.take("created", amounts::date(&document.created));
     let aliases = place.names::<ModelName>("aliases", &document.aliases);
@@ -76,6 +105,7 @@ pub(super) fn parse(document: Document, place: &mut Place<'_>) -> Option<Entity>
         capabilities: document.capabilities,
         deployments: deployments.into_iter().collect::<Option<_>>()?,
         limits: limits?,
+        balance: balance?,
     }))
 }
 
@@ -94,6 +124,9 @@ fn deployment(document: DeploymentDocument, place: &mut Place<'_>) -> Option<Dep
             place.problem(key, "is empty");
         }
     }
+    if document.weight.is_some_and(|weight| weight > WEIGHT_MAX) {
+        place.problem("weight", format!("must be at most {WEIGHT_MAX}"));
+    }
     let id = place.take("id", DeploymentId::parse(&document.id));
     let prices = price::parse(document.prices, place);
     Some(Deployment {
@@ -104,6 +137,7 @@ fn deployment(document: DeploymentDocument, place: &mut Place<'_>) -> Option<Dep
         region: document.region,
         credential: document.credential,
         prices: prices?,
+        weight: document.weight,
     })
 }
 
@@ -134,6 +168,7 @@ pub(super) fn show(model: &Model) -> Document {
         base_url: of.base_url.clone(),
         region: of.region.clone(),
         credential: of.credential.clone(),
+        weight: of.weight,
         prices: of.prices.iter().map(price::show).collect(),
     });
     Document {
@@ -145,6 +180,10 @@ pub(super) fn show(model: &Model) -> Document {
         capabilities: model.capabilities.clone(),
         created: amounts::show_date(model.created_at),
         limits: Limits::show(&model.limits),
+        balance: BALANCES
+            .iter()
+            .find(|(_, known)| *known == model.balance)
+            .map_or_else(listed, |(name, _)| (*name).to_owned()),
         deployments: deployments.collect(),
     }
 }

@@ -129,6 +129,7 @@ fn check_ranges(entries: &[PriceEntry], place: &mut Place<'_>) {
         region: String::new(),
         credential: String::new(),
         prices: entries.to_vec(),
+        weight: None,
     };
     for moment in moments {
         if let Some(tokens) = edges.iter().find(|tokens| probe.price_at(moment, Some(**tokens)).is_none()) {

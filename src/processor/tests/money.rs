@@ -1,10 +1,9 @@
 //! Plans, limits and budgets: what is admitted, what is set aside and released, and why something is refused.
 
 use super::*;
-use crate::control::Change;
 use crate::domain::KeyId;
 use crate::processor::ledger::{Balance, KeyBooks};
-use crate::records::control::{Budget, Entity, EntityKind, Key, Limits, ModelLimits, Plan, Spend, Stamp, WhenShort};
+use crate::records::control::{Budget, Entity, EntityKind, Key, Limits, ModelLimits, Plan, Spend, WhenShort};
 use crate::records::journal::{Account, Overdrawn, Period, RequestRefused, Reservation, ThresholdCrossed};
 
 /// What `hello("two")` may cost at the most: 10 tokens in, 100 out.
@@ -20,13 +19,6 @@ fn budget(month: i128, when_short: WhenShort) -> Plan {
 }
 
 impl Driver {
-    fn put(&mut self, id: &str, entity: Entity) {
-        let stamp = Stamp { change_id: id.into(), actor: "test".into(), at: at(0) };
-        let (offset, version) = (self.control.offset() + 1, self.control.version_of(entity.kind(), id));
-        let changed = self.control.apply(offset, &ControlRecord::put(id, entity, version, stamp)).unwrap();
-        assert_eq!(changed, Change::Effective);
-    }
-
     fn with_plan(plan: Plan) -> Self {
         let mut driver = Self::new();
         driver.plan(plan);

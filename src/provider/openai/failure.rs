@@ -14,14 +14,24 @@ const NAME_MAX: usize = 200;
 /// Longest wait that is believed.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3_600);
 
-/// The failure that a status other than 2xx stands for. `retry_after` is the header's value; `now` serves its date form.
-pub fn from_status(status: u16, retry_after: Option<&str>, body: &[u8], now: Timestamp) -> Failure {
-    let class = class_of(status);
-    let mut failure = Failure::new(class, format!("the provider answered with status {status}"));
+/// What an error answer says beside its body.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ErrorHeaders<'a> {
+    pub retry_after: Option<&'a str>,
+    /// OpenAI's and Azure's, finer than `retry-after`.
+    pub retry_after_ms: Option<&'a str>,
+}
+
+/// The failure that a status other than 2xx stands for; `now` serves the date form of `retry-after`.
+pub fn from_status(status: u16, headers: ErrorHeaders<'_>, body: &[u8], now: Timestamp) -> Failure {
+    let mut failure = Failure::new(class_of(status), format!("the provider answered with status {status}"));
     failure.upstream_status = Some(status);
-    failure.retry_after = retry_after.and_then(|value| wait(value.trim(), now));
     let words = serde_json::from_slice(body).ok().and_then(|answer: Value| fill(&mut failure, &answer));
-    if let (FailureClass::BadRequest, Some(words)) = (class, words) {
+    let ms = headers.retry_after_ms.and_then(|value| value.trim().parse::<f64>().ok()).map(|ms| ms / 1_000.0);
+    let ms = ms.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).map(|wait| wait.min(RETRY_AFTER_MAX));
+    let header = ms.or_else(|| headers.retry_after.and_then(|value| wait(value.trim(), now)));
+    failure.retry_after = header.or(failure.retry_after);
+    if let (true, Some(words)) = (is_the_clients(failure.class), words) {
         failure.message = words;
     }
     failure
@@ -37,21 +47,78 @@ pub fn from_body(answer: &str) -> Option<Failure> {
     let mut failure = Failure::new(FailureClass::Upstream, "the provider answered with status 200 and an error");
     failure.upstream_status = Some(200);
     fill(&mut failure, &answer);
+    // Whether that was the client's mistake is the provider's word alone, so its words are not passed on.
+    if failure.class == FailureClass::BadRequest {
+        failure.class = FailureClass::Upstream;
+    }
     Some(failure)
+}
+
+/// Whether the provider's words are for the client to read: they are about what it sent.
+const fn is_the_clients(class: FailureClass) -> bool {
+    matches!(class, FailureClass::BadRequest | FailureClass::ContextTooLong | FailureClass::ContentFilter)
 }
 
 fn class_of(status: u16) -> FailureClass {
     match status {
         429 => FailureClass::RateLimited,
+        401 | 403 => FailureClass::Authentication,
+        402 => FailureClass::QuotaExhausted,
         400 | 413 | 422 => FailureClass::BadRequest,
+        // Anthropic's 529 is "overloaded".
+        503 | 529 => FailureClass::Overloaded,
         408 | 409 | 425 => FailureClass::Upstream,
         300..=499 => FailureClass::Configuration,
         _ => FailureClass::Upstream,
     }
 }
 
-/// Takes type, code and parameter over; gives the provider's words. The shapes are OpenAI's `{"error": {..}}`, Google's
-/// `[{"error": {..}}]`, and plain `{"error": ".."}`, `{"message": ".."}` and `{"detail": ".."}`.
+/// What types, codes and reasons say more exactly than the status: OpenAI's and Azure's `code`, Anthropic's `type`, Google's
+/// `status` and `reason`, llama.cpp's `type`.
+const NAMES: [(&str, FailureClass); 25] = [
+    ("context_length_exceeded", FailureClass::ContextTooLong),
+    ("exceed_context_size_error", FailureClass::ContextTooLong),
+    ("content_filter", FailureClass::ContentFilter),
+    ("content_policy_violation", FailureClass::ContentFilter),
+    ("responsibleaipolicyviolation", FailureClass::ContentFilter),
+    ("prohibited_content", FailureClass::ContentFilter),
+    ("safety", FailureClass::ContentFilter),
+    ("insufficient_quota", FailureClass::QuotaExhausted),
+    ("billing_hard_limit_reached", FailureClass::QuotaExhausted),
+    ("billing_not_active", FailureClass::QuotaExhausted),
+    ("billing_error", FailureClass::QuotaExhausted),
+    ("invalid_api_key", FailureClass::Authentication),
+    ("api_key_invalid", FailureClass::Authentication),
+    ("authentication_error", FailureClass::Authentication),
+    ("permission_error", FailureClass::Authentication),
+    ("unauthenticated", FailureClass::Authentication),
+    ("permission_denied", FailureClass::Authentication),
+    ("overloaded_error", FailureClass::Overloaded),
+    ("unavailable", FailureClass::Overloaded),
+    ("rate_limit_error", FailureClass::RateLimited),
+    ("rate_limit_exceeded", FailureClass::RateLimited),
+    ("resource_exhausted", FailureClass::RateLimited),
+    ("model_not_found", FailureClass::Configuration),
+    ("not_found_error", FailureClass::Configuration),
+    ("request_too_large", FailureClass::BadRequest),
+];
+
+/// Where the providers have no name for it, their words: Anthropic's of a long prompt and of an empty account, Google's of
+/// a long one, OpenAI's and Ollama's of a server that has no room.
+const WORDS: [(&str, FailureClass); 8] = [
+    ("prompt is too long", FailureClass::ContextTooLong),
+    ("maximum context length", FailureClass::ContextTooLong),
+    ("exceeds the maximum number of tokens allowed", FailureClass::ContextTooLong),
+    ("exceeds the available context size", FailureClass::ContextTooLong),
+    ("context size has been exceeded", FailureClass::ContextTooLong),
+    ("credit balance is too low", FailureClass::QuotaExhausted),
+    ("currently overloaded", FailureClass::Overloaded),
+    ("maximum pending requests exceeded", FailureClass::Overloaded),
+];
+
+/// Takes type, code, parameter and wait over, and the class where they say more than the status; gives the provider's
+/// words. The shapes are OpenAI's `{"error": {..}}`, which Anthropic's and llama.cpp's are like, Google's
+/// `[{"error": {..}}]`, and plain `{"error": ".."}` (Ollama), `{"message": ".."}` and `{"detail": ".."}`.
 fn fill(failure: &mut Failure, answer: &Value) -> Option<String> {
     let answer = answer.get(0).unwrap_or(answer);
     let error = answer.get("error").unwrap_or(answer);
@@ -64,7 +131,30 @@ fn fill(failure: &mut Failure, answer: &Value) -> Option<String> {
     failure.upstream_code = named("code");
     failure.upstream_param = named("param");
     let words = [Some(error), error.get("message"), error.get("detail")].into_iter().flatten();
-    words.filter_map(Value::as_str).find(|text| !text.is_empty()).map(|text| shortened(text, WORDS_MAX))
+    let words = words.filter_map(Value::as_str).find(|text| !text.is_empty()).map(|text| shortened(text, WORDS_MAX));
+    let details = || error.get("details").and_then(Value::as_array).into_iter().flatten();
+    let reasons = details().filter_map(|detail| detail.get("reason").and_then(Value::as_str).map(str::to_owned));
+    let inner = error.get("innererror").and_then(|inner| inner.get("code")).and_then(Value::as_str).map(str::to_owned);
+    let status = error.get("status").and_then(Value::as_str).map(str::to_owned);
+    let mut names =
+        reasons.chain(inner).chain(failure.upstream_code.clone()).chain(failure.upstream_type.clone()).chain(status);
+    let by_name = names.find_map(|name| {
+        let known = NAMES.iter().find(|(known, _)| name.eq_ignore_ascii_case(known));
+        known.map(|(_, class)| *class)
+    });
+    let lower = words.as_deref().map(str::to_ascii_lowercase).unwrap_or_default();
+    let by_words = || WORDS.iter().find(|(known, _)| lower.contains(known)).map(|(_, class)| *class);
+    if let Some(class) = by_words().or(by_name) {
+        failure.class = class;
+    }
+    failure.retry_after = details().find_map(|detail| retry_delay(detail.get("retryDelay")?.as_str()?));
+    words
+}
+
+/// Google's `RetryInfo.retryDelay`, a protobuf duration as JSON has it: `34.07s`.
+fn retry_delay(text: &str) -> Option<Duration> {
+    let seconds = text.strip_suffix('s')?.parse::<f64>().ok()?;
+    Some(Duration::try_from_secs_f64(seconds).ok()?.min(RETRY_AFTER_MAX))
 }
 
 fn shortened(text: &str, characters: usize) -> String {
@@ -97,18 +187,19 @@ mod tests {
             (400, FailureClass::BadRequest),
             (413, FailureClass::BadRequest),
             (422, FailureClass::BadRequest),
-            (401, FailureClass::Configuration),
-            (402, FailureClass::Configuration),
-            (403, FailureClass::Configuration),
+            (401, FailureClass::Authentication),
+            (402, FailureClass::QuotaExhausted),
+            (403, FailureClass::Authentication),
             (404, FailureClass::Configuration),
             (302, FailureClass::Configuration),
             (408, FailureClass::Upstream),
             (500, FailureClass::Upstream),
-            (503, FailureClass::Upstream),
-            (529, FailureClass::Upstream),
+            (503, FailureClass::Overloaded),
+            (504, FailureClass::Upstream),
+            (529, FailureClass::Overloaded),
         ];
         for (status, class) in table {
-            let failure = from_status(status, None, b"", NOW);
+            let failure = from_status(status, ErrorHeaders::default(), b"", NOW);
             assert_eq!((failure.class, failure.upstream_status), (class, Some(status)), "{status}");
             assert_eq!(failure.message, format!("the provider answered with status {status}"));
         }
@@ -117,12 +208,17 @@ mod tests {
     #[test]
     fn the_providers_words_are_kept_for_a_clients_mistake_only() {
         let body = br#"{"error":{"message":"max_tokens is too large","type":"invalid_request_error","param":"max_tokens","code":null}}"#;
-        let failure = from_status(400, None, body, NOW);
+        let failure = from_status(400, ErrorHeaders::default(), body, NOW);
         assert_eq!(failure.message, "max_tokens is too large");
         assert_eq!(failure.upstream_type.as_deref(), Some("invalid_request_error"));
         assert_eq!(failure.upstream_param.as_deref(), Some("max_tokens"));
         assert_eq!(failure.upstream_code, None);
-        let failure = from_status(401, None, br#"{"error":{"message":"Incorrect API key: sk-123","code":401}}"#, NOW);
+        let failure = from_status(
+            401,
+            ErrorHeaders::default(),
+            br#"{"error":{"message":"Incorrect API key: sk-123","code":401}}"#,
+            NOW,
+        );
         assert_eq!(failure.message, "the provider answered with status 401");
         assert_eq!(failure.upstream_code.as_deref(), Some("401"));
     }
@@ -136,10 +232,10 @@ mod tests {
             r#"{"detail":"no"}"#,
             r#"{"error":{"message":"no","type":7}}"#,
         ] {
-            assert_eq!(from_status(400, None, body.as_bytes(), NOW).message, "no", "{body}");
+            assert_eq!(from_status(400, ErrorHeaders::default(), body.as_bytes(), NOW).message, "no", "{body}");
         }
         for body in ["<html>", "", "null", "[]", r#"{"error":null}"#, r#"{"error":{"message":""}}"#] {
-            let message = from_status(400, None, body.as_bytes(), NOW).message;
+            let message = from_status(400, ErrorHeaders::default(), body.as_bytes(), NOW).message;
             assert_eq!(message, "the provider answered with status 400", "{body}");
         }
     }
@@ -159,7 +255,7 @@ mod tests {
             ("soon", None),
         ];
         for (value, ms) in table {
-            let failure = from_status(429, Some(value), b"", NOW);
+            let failure = from_status(429, ErrorHeaders { retry_after: Some(value), retry_after_ms: None }, b"", NOW);
             assert_eq!(failure.retry_after, ms.map(Duration::from_millis), "{value}");
         }
     }
@@ -179,6 +275,52 @@ mod tests {
     #[test]
     fn long_words_are_cut_between_characters() {
         let body = format!(r#"{{"error":{{"message":"{}"}}}}"#, "ã".repeat(5_000));
-        assert_eq!(from_status(400, None, body.as_bytes(), NOW).message.chars().count(), WORDS_MAX);
+        assert_eq!(from_status(400, ErrorHeaders::default(), body.as_bytes(), NOW).message.chars().count(), WORDS_MAX);
+    }
+
+    /// What the providers document, as the simulator serves it.
+    #[test]
+    fn every_documented_error_has_its_cause() {
+        let class_of = |provider: &str, name: &str| match (provider, name) {
+            (_, "rate_limit") => FailureClass::RateLimited,
+            (_, "quota" | "billing") => FailureClass::QuotaExhausted,
+            (_, "overloaded") => FailureClass::Overloaded,
+            (_, "server_error" | "timeout") => FailureClass::Upstream,
+            (_, "authentication" | "permission") => FailureClass::Authentication,
+            (_, "model_not_found") => FailureClass::Configuration,
+            (_, "context_too_long") => FailureClass::ContextTooLong,
+            (_, "content_filter") => FailureClass::ContentFilter,
+            (_, "bad_request" | "request_too_large") => FailureClass::BadRequest,
+            other => panic!("{other:?} has no expectation"),
+        };
+        for error in crate::simulate::errors::ALL {
+            let header = |name: &str| error.headers.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
+            let headers = ErrorHeaders { retry_after: header("retry-after"), retry_after_ms: header("retry-after-ms") };
+            let failure = from_status(error.status, headers, error.body.as_bytes(), NOW);
+            let what = format!("{}/{}", error.provider, error.name);
+            assert_eq!(
+                (failure.class, failure.upstream_status),
+                (class_of(error.provider, error.name), Some(error.status)),
+                "{what}"
+            );
+            let wait = match what.as_str() {
+                "openai/rate_limit" => Some(1_500),
+                "anthropic/rate_limit" => Some(30_000),
+                "google/rate_limit" => Some(34_500),
+                _ => None,
+            };
+            assert_eq!(failure.retry_after, wait.map(Duration::from_millis), "{what}");
+            // What a client reads of somebody else's mistake is in our words.
+            let is_ours = failure.message == format!("the provider answered with status {}", error.status);
+            assert_eq!(is_ours, !is_the_clients(failure.class), "{what}: {}", failure.message);
+            // The same inside an answer with status 200, before content.
+            let inside = from_body(error.body).unwrap();
+            if failure.class != FailureClass::BadRequest && error.name != "timeout" && what != "google/model_not_found"
+            {
+                let by_status_alone = ["openai/permission", "google/server_error"].contains(&what.as_str());
+                assert!(inside.class == failure.class || by_status_alone, "{what}: {}", inside.class);
+            }
+            assert!(!inside.message.contains("sk-"), "{what}");
+        }
     }
 }

@@ -8,14 +8,16 @@ mod generated;
 mod identity;
 mod members;
 mod request;
+mod shortfall;
 mod sse;
 mod stream;
 mod usage;
 mod whole;
 
-pub use failure::{from_body, from_status};
+pub use failure::{ErrorHeaders, from_body, from_status};
 pub use identity::Identity;
 pub use request::{CapName, OutputCap, Wanted, request};
+pub use shortfall::shortfall;
 pub use stream::StreamDecoder;
 pub use usage::token_usage;
 pub use whole::whole;

@@ -206,6 +206,7 @@ pub fn commit(organization: &str, request: &str, tenure: i64, sequence: i64, tim
             stream: true,
         })),
         facts,
+        health: Vec::new(),
     })
 }
 
@@ -232,6 +233,8 @@ pub fn ended(attempt: u32, model: u64, outcome: Outcome, cost: Option<i128>) -> 
         price_simulated: false,
         cost_pico_usd: cost.map(PicoUsd::new),
         booking: None,
+        retry_after_ms: None,
+        shortfall: None,
     }))
 }
 
