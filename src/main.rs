@@ -50,9 +50,20 @@ enum Command {
     /// Models, who serves them and what they cost
     #[command(subcommand)]
     Models(cli::control::Command<cli::control::ModelFields>),
+    /// Who serves the models
+    #[command(subcommand)]
+    Deployments(cli::control::deployments::Command),
+    /// What the models' deployments cost
+    #[command(subcommand)]
+    Prices(Box<cli::control::prices::Command>),
     /// Which models answer
     #[command(subcommand)]
     Policies(cli::control::Command<cli::control::PolicyFields>),
+    /// Routing policies: check a file, explain a text, compare two
+    #[command(subcommand)]
+    Policy(Box<cli::policy::Command>),
+    /// How the deployments do: state, latency, failures
+    Providers(cli::providers::Providers),
     /// Make plans, organizations, models and policies what files say; shows the difference first
     Apply(cli::control::apply::Apply),
     /// An OpenAI-compatible upstream that answers without a model
@@ -92,7 +103,11 @@ async fn run(command: Command) -> ExitCode {
         Command::Organizations(args) => cli::control::run(args).await,
         Command::Keys(args) => cli::control::keys::run(*args).await,
         Command::Models(args) => cli::control::run(args).await,
+        Command::Deployments(args) => cli::control::deployments::run(args).await,
+        Command::Prices(args) => cli::control::prices::run(*args).await,
         Command::Policies(args) => cli::control::run(args).await,
+        Command::Policy(args) => cli::policy::run(*args).await,
+        Command::Providers(args) => cli::providers::run(args).await,
         Command::Apply(args) => cli::control::apply::run(args).await,
         Command::Explain(args) => cli::explain::run(args).await,
         Command::Reprice(args) => cli::reprice::run(args).await,

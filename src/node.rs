@@ -16,7 +16,7 @@ use crate::records::Topic;
 use crate::runtime::control::{self, Control};
 use crate::runtime::control_writer::ControlWriter;
 use crate::runtime::publisher::{self, Publisher};
-use crate::runtime::{kafka, reach, shard};
+use crate::runtime::{deployments, kafka, reach, shard};
 use crate::telemetry::Metrics;
 use crate::telemetry::health::{Health, State};
 use crate::{projection, sink};
@@ -135,6 +135,7 @@ impl Node {
             metrics,
             cancel: cancel.clone(),
         };
+        deployments::register(&shared.metrics, &shared.deployments);
         let mut facade = None;
         for role in roles {
             tracing::info!(?role, "starting");
@@ -152,6 +153,7 @@ impl Node {
             operators: Operators {
                 control: control.clone(),
                 writer: ControlWriter::new(shared.config.kafka.clone(), codec.clone(), publisher.clone()),
+                deployments: shared.deployments.clone(),
                 statements: Statements::new(shared.config.kafka.clone(), codec.clone()),
                 key: shared.config.admin.key.clone(),
                 guard: Guard::register(&shared.metrics, "tollstream_admin"),

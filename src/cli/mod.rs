@@ -7,6 +7,8 @@ pub mod control;
 pub mod demo;
 pub mod explain;
 pub mod output;
+pub mod policy;
+pub mod providers;
 pub mod reprice;
 pub mod run;
 pub mod signals;

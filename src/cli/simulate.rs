@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::output;
-use crate::simulate::{Behavior, FaultRule, Options, Server};
+use crate::simulate::{Behavior, FaultRule, Options, PaceRule, Server};
 
 /// Serve simulated models in OpenAI's format, deterministically, with faults on purpose.
 #[derive(Debug, Clone, clap::Args)]
@@ -30,10 +30,14 @@ pub struct Args {
     /// Tokens of every answer [default: by the prompt, 24 to 96]
     #[arg(long, value_name = "N")]
     pub output_tokens: Option<usize>,
-    /// A fault and its share of requests, such as status=503:10%, cut:5%, stall-after=3, garbage, error, truncate,
-    /// anthropic/overloaded (as that provider words it) or gpt-4o@status=429;retry-after=30 (of that model only)
+    /// A fault and its share of requests, such as status=503:10%, cut:5%, stall-after=3, garbage, error, truncate; a provider's
+    /// own error, such as anthropic/overloaded, or anthropic/overloaded-after=3 inside a stream; with another wait,
+    /// status=429;retry-after=30; of one model or of all that begin so, gpt-4o@status=503:10% or gpt-4o*@cut
     #[arg(long = "fault", value_name = "FAULT")]
     pub faults: Vec<FaultRule>,
+    /// The pace of one model or of all that begin so, such as gpt-4o*@ttft-ms=900;tokens-per-second=5
+    #[arg(long = "pace", value_name = "PACE")]
+    pub paces: Vec<PaceRule>,
     /// Report prompts that begin as earlier ones as cached
     #[arg(long)]
     pub prompt_caching: bool,
@@ -47,6 +51,7 @@ impl Args {
             jitter_percent: self.jitter_percent,
             output_tokens: self.output_tokens,
             faults: self.faults.clone(),
+            paces: self.paces.clone(),
         };
         Options { seed: self.seed, behavior, prompt_caching: self.prompt_caching }
     }

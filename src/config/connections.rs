@@ -339,6 +339,7 @@ mod tests {
         for (text, parts) in [
             ("[kafka]\nbrokers = ''".to_owned(), ["kafka.brokers", "host:port"]),
             ("[kafka]\nbrokers = 'a:9092,'".to_owned(), ["kafka.brokers", "host:port"]),
+            ("[kafka]\nmessage_timeout_ms = 15001".to_owned(), ["kafka.message_timeout_ms = 15001", "at most 15000"]),
             ("[kafka]\nsecurity_protocol = 'sasl_ssl'".to_owned(), ["kafka.sasl_mechanism is missing", TAKES_SASL]),
             (
                 "[kafka]\nsecurity_protocol = 'sasl_ssl'\nsasl_mechanism = 'PLAIN'\nsasl_username = 'u'".to_owned(),

@@ -121,8 +121,27 @@ pub fn violations(tables: &Tables) -> Vec<Violation> {
             tier.candidates.iter().map(move |model| (format!("tiers[{index}].candidates"), model))
         });
         let fallback = policy.value.fallback.iter().map(|model| ("fallback".to_owned(), model));
-        for (at, model) in candidates.chain(fallback).filter(|(_, model)| tables.model(model).is_none()) {
-            found.push(missing(of, &at, EntityKind::Model, model.as_str()));
+        let mut known: BTreeSet<(String, &str)> = BTreeSet::new();
+        for (at, model) in candidates.chain(fallback) {
+            let Some((name, entity)) = tables.model(model) else {
+                found.push(missing(of, &at, EntityKind::Model, model.as_str()));
+                continue;
+            };
+            let wrong =
+                |problem: String| Violation { kind: of.0, id: of.1.to_owned(), at: at.clone(), problem, missing: None };
+            if entity.value.deployments.iter().all(|deployment| deployment.prices.is_empty()) {
+                found.push(wrong(format!("{model} cannot serve: none of its deployments has a price")));
+            }
+            // Under two names it would be tried twice, or a chain would come back to itself.
+            if !known.insert((at.clone(), name.as_str())) {
+                found.push(wrong(format!("{model} is {name}, which is there already; name each model once")));
+            }
+        }
+        for (index, rule) in policy.value.rules.iter().enumerate() {
+            for plan in rule.when.plans.iter().filter(|plan| tables.plan(plan.as_str()).is_none()) {
+                let at = format!("rules[{index}].when.plans");
+                found.push(missing(of, &at, EntityKind::Plan, plan.as_str()));
+            }
         }
     }
     found.extend(names(tables));

@@ -117,7 +117,7 @@ fn on_disconnect(idempotent: bool, resume: Option<Duration>) -> OnDisconnect {
 }
 
 /// Reads the body, within the bounds of one request and of all together.
-async fn read_body(
+pub(super) async fn read_body(
     app: &App,
     permit: &mut Permit,
     headers: &HeaderMap,
@@ -166,7 +166,7 @@ async fn collect(
 
 /// Throws away what a refused client is still sending, for a moment: closing the connection under it would show it a
 /// broken connection instead of the refusal.
-async fn drain(headers: &HeaderMap, body: &mut BodyDataStream, most: Duration) {
+pub(super) async fn drain(headers: &HeaderMap, body: &mut BodyDataStream, most: Duration) {
     // One that waits to be asked for its body is not asked.
     if !headers.contains_key(header::EXPECT) {
         let _ = tokio::time::timeout(most, async { while let Some(Ok(_)) = body.next().await {} }).await;

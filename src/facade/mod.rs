@@ -32,6 +32,7 @@ mod reassembly;
 mod request;
 mod requests;
 mod respond;
+pub mod route;
 mod routes;
 mod server;
 mod slot;

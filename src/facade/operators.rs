@@ -1,7 +1,7 @@
 //! `/admin/v1`: control over HTTP, for operators, on the admin listener. The verbs are those of the command line
 //! (`control::edit`), the shape of errors is OpenAI's. No key, no hash and no body is ever logged here.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -25,6 +25,7 @@ use crate::control::Tables;
 use crate::control::document::{self, ADMIN_SCOPE, Object};
 use crate::control::edit::{self, Edit, VERSION};
 use crate::domain::{OrganizationId, Timestamp};
+use crate::processor::health::Deployments;
 use crate::processor::ledger::Balance;
 use crate::records::control::{Entity, EntityKind};
 use crate::records::responses::ApiError;
@@ -52,13 +53,16 @@ pub struct Operators {
     pub control: Control,
     pub writer: ControlWriter,
     pub statements: Statements,
+    /// How the deployments do, as this process knows from its own calls.
+    pub deployments: Deployments,
     /// The key of the environment.
     pub key: Option<AdminKey>,
     pub guard: Guard,
 }
 
-pub const ROUTES: [Route<Arc<Shared>>; 9] = [
+pub const ROUTES: [Route<Arc<Shared>>; 10] = [
     Route::new("get", "/admin/v1/openapi.json", || get(openapi)),
+    Route::new("get", "/admin/v1/providers", || get(providers)),
     Route::new("get", "/admin/v1/{kind}", || get(list)),
     Route::new("post", "/admin/v1/{kind}", || post(create)),
     Route::new("get", "/admin/v1/{kind}/{id}", || get(one)),
@@ -134,6 +138,16 @@ fn has_admin(tables: &Tables) -> bool {
 
 async fn openapi() -> Response {
     ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], OPENAPI).into_response()
+}
+
+async fn providers(State(shared): State<Arc<Shared>>, http: Request) -> Response {
+    let (parts, _) = http.into_parts();
+    let answer = async {
+        shared.operators.operator(&parts)?;
+        let board = shared.operators.deployments.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok((StatusCode::OK, json!({ "object": "list", "data": board.reports(clock::now()) }), None))
+    };
+    respond(&parts.headers, answer.await)
 }
 
 async fn list(State(shared): State<Arc<Shared>>, Path(kind): Path<String>, http: Request) -> Response {

@@ -14,7 +14,7 @@ use super::admin;
 use super::error::{self, Refusal};
 use super::guard::Guard;
 use super::hub::Hub;
-use super::{Control, chat, models, request, requests};
+use super::{Control, chat, models, request, requests, route};
 use crate::config;
 use crate::records::responses::ApiError;
 use crate::telemetry::health::Health;
@@ -49,11 +49,12 @@ impl<S> Route<S> {
     }
 }
 
-pub const ROUTES: [Route<Arc<App>>; 9] = [
+pub const ROUTES: [Route<Arc<App>>; 10] = [
     Route::new("post", "/v1/chat/completions", || post(chat::complete)),
     Route::new("post", "/ai/chat/completions", || post(chat::complete)),
     Route::new("get", "/v1/requests/{id}/events", || get(requests::events)),
     Route::new("post", "/v1/requests/{id}/cancel", || post(requests::cancel)),
+    Route::new("post", "/v1/route", || post(route::route)),
     Route::new("get", "/v1/models", || get(models::list)),
     // Names of models have slashes, which not all clients encode.
     Route { matches: "/v1/models/{*id}", ..Route::new("get", "/v1/models/{id}", || get(models::one)) },

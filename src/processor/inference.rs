@@ -206,7 +206,8 @@ fn usage_of(open: &OpenRequest, report: &AttemptReport) -> (TokenUsage, UsageSou
         let output = usage.output.or_else(|| Some(output()));
         return (TokenUsage { input, output, ..usage }, UsageSource::Estimated);
     }
-    let refused = matches!(&report.end, AttemptEnd::Failed(failure) if matches!(
+    // An error inside an answer that began well is no proof: the provider may have read the prompt by then.
+    let refused = matches!(&report.end, AttemptEnd::Failed(failure) if failure.upstream_status != Some(200) && matches!(
         failure.class,
         FailureClass::Connect
             | FailureClass::ConnectTimeout

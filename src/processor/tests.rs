@@ -547,6 +547,21 @@ fn a_repeat_of_an_open_request_makes_no_second_call() {
     assert_eq!(driver.state.open_requests().count(), 1);
 }
 
+#[test]
+fn a_nonce_that_is_too_long_counts_as_none_and_so_it_is_decided_again() {
+    let long = Chat { reply_nonce: Some("n".repeat(201)), ..hello("two") };
+    for (first, is_told) in [(None, false), (Some("n".to_owned()), true)] {
+        let mut driver = Driver::new();
+        driver.ask(&Chat { reply_nonce: first, ..hello("two") });
+        let before = driver.state.clone();
+        let (facts, _) = driver.ask(&long);
+        let [Fact::RecordSkipped(skipped)] = &facts[..] else { panic!("{facts:?}") };
+        assert_eq!(skipped.told.is_some(), is_told);
+        let again = redecide::redecide(&before, driver.journal.last().unwrap(), &driver.control);
+        assert_eq!(again, redecide::Again::Same);
+    }
+}
+
 const PROGRESSED: AttemptProgressed = AttemptProgressed { attempt: 1, content_frames: 3, text_bytes: 9 };
 
 fn usd(pico: i128) -> Option<PicoUsd> {

@@ -98,7 +98,7 @@ pub enum FailureClass {
     Deadline,
     /// 429.
     RateLimited,
-    /// Our account with the provider has no money or no quota left: waiting does not help.
+    /// Our account with the provider has no money left or is at a limit of spending: waiting does not help.
     QuotaExhausted,
     /// The provider has no room for anybody: 503, 529, or an error that says so.
     Overloaded,
@@ -110,7 +110,9 @@ pub enum FailureClass {
     BadRequest,
     /// The request does not fit into the model's context.
     ContextTooLong,
-    /// The provider's filter stopped the request.
+    /// The provider's filter stopped the request, with an error or with a word in place of an answer. An answer that ends
+    /// with the finish reason `content_filter` is none of these even when nothing is in it: the provider reported and
+    /// billed it, OpenAI documents the reason as one of a good answer, and LiteLLM passes it on too (its issue 8953).
     ContentFilter,
     /// Other 5xx, a passing refusal (408, 409, 425), or a 200 that carries an error.
     Upstream,

@@ -6,11 +6,11 @@ use std::future::Future;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Client, Response};
 use tokio::time::{Instant, timeout_at};
 
-use super::openai::{self, ErrorHeaders, Identity, OutputCap, StreamDecoder, Wanted};
+use super::openai::{self, Identity, OutputCap, StreamDecoder, Wanted};
 use super::{Call, Failure, FailureClass, Summary};
 use crate::config::{Providers, millis};
 use crate::runtime::clock;
@@ -270,11 +270,9 @@ fn is_json(headers: &HeaderMap) -> bool {
 /// The failure that an error answer stands for. A body that cannot be read changes nothing about that.
 async fn refusal(response: Response, mut room: Hold) -> Failure {
     let status = response.status().as_u16();
-    let text = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let (retry_after, retry_after_ms) = (text(RETRY_AFTER.as_str()), text("retry-after-ms"));
+    let headers = response.headers().clone();
     let body = read(response, ERROR_BYTES_MAX, &mut room).await.unwrap_or_default();
-    let headers = ErrorHeaders { retry_after: retry_after.as_deref(), retry_after_ms: retry_after_ms.as_deref() };
-    openai::from_status(status, headers, &body, clock::now())
+    openai::from_status(status, |name| headers.get(name)?.to_str().ok(), &body, clock::now())
 }
 
 fn no_room() -> Failure {

@@ -200,6 +200,74 @@ async fn a_status_is_a_failure_of_its_class() {
 }
 
 #[tokio::test]
+async fn a_providers_own_error_is_a_failure_of_its_class() {
+    let server = simulator().await;
+    let transport = transport(|_| {});
+    let ms = |ms| Some(Duration::from_millis(ms));
+    let table = [
+        ("openai/rate_limit", FailureClass::RateLimited, ms(1_500)),
+        ("openai/rate_limit;retry-after=9", FailureClass::RateLimited, ms(9_000)),
+        ("openai/quota", FailureClass::QuotaExhausted, None),
+        ("openai/context_too_long", FailureClass::ContextTooLong, None),
+        ("anthropic/overloaded", FailureClass::Overloaded, None),
+        ("anthropic/rate_limit", FailureClass::RateLimited, ms(30_000)),
+        ("anthropic/content_filter", FailureClass::ContentFilter, None),
+        ("google/rate_limit", FailureClass::RateLimited, ms(34_500)),
+        ("google/authentication", FailureClass::Authentication, None),
+        ("google/credit_balance", FailureClass::QuotaExhausted, None),
+        ("google/content_filter", FailureClass::ContentFilter, None),
+        ("ollama/model_not_found", FailureClass::Configuration, None),
+        ("status=429;retry-after=30", FailureClass::RateLimited, ms(30_000)),
+    ];
+    for (fault, class, retry_after) in table {
+        for stream in [false, true] {
+            let rest = format!(r#","x_simulate_fault":"{fault}""#);
+            let failure = transport.call(&call(&server.base_url(), stream, &rest)).await.unwrap_err();
+            assert_eq!((failure.class, failure.retry_after), (class, retry_after), "{fault}, {stream}");
+        }
+    }
+    assert_eq!(server.stats().faulted, 26);
+}
+
+#[tokio::test]
+async fn a_providers_own_error_inside_an_answer_has_the_same_class() {
+    let server = simulator().await;
+    let transport = transport(|_| {});
+    let table = [
+        ("anthropic/overloaded", FailureClass::Overloaded),
+        ("google/overloaded", FailureClass::Overloaded),
+        ("google/rate_limit", FailureClass::RateLimited),
+        ("openai/server_is_overloaded", FailureClass::Overloaded),
+        ("openai/server_error", FailureClass::Upstream),
+        ("ollama/context_too_long", FailureClass::ContextTooLong),
+    ];
+    for (fault, class) in table {
+        // Before content nothing was handed out, so that another deployment can be called.
+        for (after, stream, chunks) in [(0, true, 0), (3, true, 4), (0, false, 0)] {
+            let rest = format!(r#","max_tokens":8,"x_simulate_fault":"{fault}-after={after}""#);
+            let end = ending(&transport, &call(&server.base_url(), stream, &rest)).await;
+            assert_eq!(end, (chunks, Err(class)), "{fault} after {after}, {stream}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn resets_are_waits_where_nothing_else_is_said() {
+    let head = "HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\nconnection: close\r\n";
+    let used_up = "x-ratelimit-remaining-tokens: 0\r\nx-ratelimit-reset-tokens: 6m0s\r\n";
+    let table = [
+        (used_up.to_owned(), Some(Duration::from_secs(360))),
+        (used_up.replace(": 0", ": 7"), None),
+        (format!("{used_up}retry-after: 2\r\n"), Some(Duration::from_secs(2))),
+    ];
+    for (headers, wait) in table {
+        let server = Canned::new(&[format!("{head}{headers}\r\n").as_bytes()]).await;
+        let failure = transport(|_| {}).call(&call(&server.base_url, false, "")).await.unwrap_err();
+        assert_eq!((failure.class, failure.retry_after), (FailureClass::RateLimited, wait), "{headers}");
+    }
+}
+
+#[tokio::test]
 async fn the_decision_table_of_faults() {
     let server = simulator().await;
     let transport = transport(|config| {

@@ -32,6 +32,10 @@ const WAITING_BYTES_MAX: usize = 256 << 10;
 const FULL_RETRY_MIN: Duration = Duration::from_millis(2);
 const FULL_RETRY_MAX: Duration = Duration::from_millis(100);
 
+/// How long after its deadline a call waits for Kafka to acknowledge its frames: much shorter than until its request is given
+/// up (`processor::state::DEADLINE_GRACE`), so that what it used is posted by then and not an estimate.
+const FRAMES_LATE_MAX: Duration = Duration::from_secs(10);
+
 /// How often a call under way says what it has put out.
 const PROGRESS_EVERY: Duration = Duration::from_secs(3);
 
@@ -178,6 +182,14 @@ fn acknowledged(arrived: &mut Vec<Delivery>) -> Result<(), AttemptEnd> {
     }
 }
 
+/// How the answer ended, or that it had to.
+async fn ended_by(over_at: Instant, answer: impl Future<Output = AttemptEnd>) -> AttemptEnd {
+    tokio::time::timeout_at(over_at, answer).await.unwrap_or_else(|_| {
+        let message = "kafka did not acknowledge the answer's frames until after the deadline";
+        AttemptEnd::Failed(Failure::new(FailureClass::Deadline, message))
+    })
+}
+
 fn deadline_passed() -> Failure {
     Failure::new(FailureClass::Deadline, "the deadline passed before the provider was called")
 }
@@ -224,6 +236,7 @@ impl<'a> Pump<'a> {
             return (AttemptEnd::Cancelled, Summary::default(), None);
         }
         self.called = true;
+        let over_at = Instant::now() + request.timeout + FRAMES_LATE_MAX;
         reached(Failpoint::BeforeCall);
         let answer = tokio::select! {
             biased;
@@ -235,7 +248,7 @@ impl<'a> Pump<'a> {
             Err(failure) => (AttemptEnd::Failed(failure), Summary::default(), None),
             Ok(Answer::Whole(whole)) => (AttemptEnd::Completed, whole.summary, Some(whole.body)),
             Ok(Answer::Stream(mut stream)) => {
-                let end = self.stream(&mut stream, cancelled).await;
+                let end = ended_by(over_at, self.stream(&mut stream, cancelled)).await;
                 (end, stream.summary(), None)
             }
         }
@@ -370,5 +383,20 @@ impl<'a> Pump<'a> {
         self.frames += 1;
         self.in_flight = true;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::processor::state::DEADLINE_GRACE;
+
+    #[tokio::test]
+    async fn a_call_whose_frames_nobody_acknowledges_reports_before_its_request_is_given_up() {
+        let end = ended_by(Instant::now(), std::future::pending()).await;
+        assert!(matches!(end, AttemptEnd::Failed(Failure { class: FailureClass::Deadline, .. })), "{end:?}");
+        let later = Instant::now() + FRAMES_LATE_MAX;
+        assert_eq!(ended_by(later, async { AttemptEnd::Completed }).await, AttemptEnd::Completed);
+        assert!(FRAMES_LATE_MAX * 2 < DEADLINE_GRACE);
     }
 }

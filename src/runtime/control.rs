@@ -69,6 +69,13 @@ impl Control {
         let _ = self.reached.clone().wait_for(|reached| reached.is_current && reached.offset >= offset).await;
     }
 
+    /// As of a process that has not read the log to its end, for tests without a broker.
+    #[cfg(test)]
+    pub fn starting() -> Self {
+        let (_, reached) = watch::channel(Reached { offset: -1, is_current: false });
+        Self { tables: Arc::default(), reached }
+    }
+
     /// Fixed tables, for tests without a broker.
     pub fn fixed(tables: Tables) -> Self {
         let (_, reached) = watch::channel(Reached { offset: tables.offset(), is_current: true });
@@ -148,7 +155,7 @@ impl Follower {
             match asked.await {
                 Ok(Ok((_, high))) => return high,
                 Ok(Err(error)) => self.health.missing(COMPONENT, format!("cannot ask for the end of control: {error}")),
-                Err(_) => return 0,
+                Err(error) => self.health.missing(COMPONENT, format!("cannot ask for the end of control: {error}")),
             }
             tokio::time::sleep(RETRY).await;
         }
@@ -178,5 +185,33 @@ impl Follower {
                 folded.pass(offset);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Timestamp;
+    use crate::records::control::{Entity, Organization, Stamp};
+
+    #[tokio::test]
+    async fn nothing_is_shown_before_the_log_is_read_to_where_it_ended() {
+        let (kafka, codec) = (config::Kafka::default(), Arc::new(Codec::offline().unwrap()));
+        let consumer: StreamConsumer = kafka::hot_consumer(&kafka, "control-reader").create().unwrap();
+        let tables = Arc::new(ArcSwap::from_pointee(Tables::default()));
+        let (sender, reached) = watch::channel(Reached { offset: -1, is_current: false });
+        let control = Control { tables: tables.clone(), reached };
+        let (health, topic) = (Health::default(), "control".to_owned());
+        let follower = Follower { consumer: Arc::new(consumer), topic, tables, sender, codec, health };
+        let (mut folded, end) = (Tables::default(), 3);
+        for offset in 0..5 {
+            follower.show(&folded, end);
+            assert!(!control.is_current() || offset >= end, "{offset} of {end}");
+            assert_eq!(control.tables().offset(), if offset < end { -1 } else { offset - 1 });
+            let stamp = Stamp { change_id: offset.to_string(), actor: "test".into(), at: Timestamp::default() };
+            let entity = Entity::Organization(Organization::named("Acme"));
+            folded.apply(offset, &ControlRecord::put(&format!("o{offset}"), entity, -1, stamp)).unwrap();
+        }
+        control.reached(3).await;
     }
 }

@@ -6,6 +6,7 @@ pub mod clock;
 pub mod control;
 pub mod control_log;
 pub mod control_writer;
+pub mod deployments;
 pub mod fingerprint;
 pub mod kafka;
 pub mod member;

@@ -1,5 +1,6 @@
 //! Error answers as the providers give them: status, headers and body, by provider and name. Each says where it was read;
-//! figures and ids in them are made up.
+//! figures and ids in them are made up. What a provider does not document is not here: OpenAI has no status for a time-out,
+//! Ollama no limits, accounts or filters.
 
 /// An error answer of a provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,6 +10,14 @@ pub struct Documented {
     pub status: u16,
     pub headers: &'static [(&'static str, &'static str)],
     pub body: &'static str,
+}
+
+impl Documented {
+    /// As an event of a stream. Anthropic's is named (docs.anthropic.com/en/api/errors), the others' are not.
+    pub fn event(&self) -> String {
+        let name = if self.provider == "anthropic" { "event: error\n" } else { "" };
+        format!("{name}data: {}\n\n", self.body)
+    }
 }
 
 /// The error of this name, written `PROVIDER/NAME`.
@@ -107,6 +116,60 @@ pub const ALL: &[Documented] = &[
         &[],
         r#"{"error":{"message":"Invalid value for 'temperature': must be at most 2.","type":"invalid_request_error","param":"temperature","code":null}}"#,
     ),
+    // developers.openai.com/docs/guides/error-codes names type and code of the next four and shows no body; the words are its
+    // descriptions. help.openai.com/en/articles/6614457 says that the type may stay insufficient_quota.
+    of(
+        "openai",
+        "slow_down",
+        429,
+        &[],
+        r#"{"error":{"message":"Your request rate increased faster than the service can safely handle.","type":"rate_limit_error","param":null,"code":"slow_down"}}"#,
+    ),
+    of(
+        "openai",
+        "server_is_overloaded",
+        503,
+        &[],
+        r#"{"error":{"message":"The requested model does not have enough capacity to process your request at the moment.","type":"service_unavailable_error","param":null,"code":"server_is_overloaded"}}"#,
+    ),
+    of(
+        "openai",
+        "credit_balance",
+        429,
+        &[],
+        r#"{"error":{"message":"Your organization has no prepaid credits remaining.","type":"insufficient_quota","param":null,"code":"credit_balance_exhausted"}}"#,
+    ),
+    of(
+        "openai",
+        "spend_limit",
+        429,
+        &[],
+        r#"{"error":{"message":"Your organization reached its enforced monthly spend limit.","type":"insufficient_quota","param":null,"code":"organization_spend_limit_exceeded"}}"#,
+    ),
+    // github.com/dfinke/PowerShellAI issue 127 shows the body, github.com/all-in-aigc/aiwallpaper issue 2 the status.
+    of(
+        "openai",
+        "billing_limit",
+        400,
+        &[],
+        r#"{"error":{"code":"billing_hard_limit_reached","message":"Billing hard limit has been reached","param":null,"type":"invalid_request_error"}}"#,
+    ),
+    // github.com/openai/openai-openapi issue 11.
+    of(
+        "openai",
+        "safety_system",
+        400,
+        &[],
+        r#"{"error":{"code":null,"message":"Your request was rejected as a result of our safety system. Your prompt may contain text that is not allowed by our safety system.","param":null,"type":"invalid_request_error"}}"#,
+    ),
+    // github.com/alan-turing-institute/t0-1 issue 69.
+    of(
+        "openai",
+        "usage_policy",
+        400,
+        &[],
+        r#"{"error":{"message":"Invalid prompt: your prompt was flagged as potentially violating our usage policy. Please try again with a different prompt: https://platform.openai.com/docs/guides/reasoning#advice-on-prompting","type":"invalid_request_error","param":null,"code":"invalid_prompt"}}"#,
+    ),
     // docs.anthropic.com/en/api/errors, and /en/api/rate-limits for the headers.
     of(
         "anthropic",
@@ -197,6 +260,29 @@ pub const ALL: &[Documented] = &[
         &[],
         r#"{"type":"error","error":{"type":"invalid_request_error","message":"messages: at least one message is required"},"request_id":"req_simulated"}"#,
     ),
+    // github.com/anthropics/claude-code issue 6195 shows the body as it was received.
+    of(
+        "anthropic",
+        "content_filter",
+        400,
+        &[],
+        r#"{"type":"error","error":{"type":"invalid_request_error","message":"Output blocked by content filtering policy"},"request_id":null}"#,
+    ),
+    // docs.anthropic.com/en/api/rate-limits: a limit that the account set itself, and its tier's, which has no `retry-after`.
+    of(
+        "anthropic",
+        "usage_limit",
+        400,
+        &[],
+        r#"{"type":"error","error":{"type":"invalid_request_error","message":"You have reached your specified API usage limits. You will regain access on 2026-02-01 at 00:00 UTC."},"request_id":"req_simulated"}"#,
+    ),
+    of(
+        "anthropic",
+        "spend_limit",
+        429,
+        &[],
+        r#"{"type":"error","error":{"type":"rate_limit_error","message":"Your organization reached the monthly spend cap of its usage tier.","details":{"error_code":"enforced_spend_limit_reached"}},"request_id":"req_simulated"}"#,
+    ),
     // ai.google.dev/gemini-api/docs/troubleshooting, and google.rpc.Status with its details (google/rpc/error_details.proto).
     of(
         "google",
@@ -261,6 +347,30 @@ pub const ALL: &[Documented] = &[
         &[],
         r#"[{"error":{"code":400,"message":"Request contains an invalid argument.","status":"INVALID_ARGUMENT"}}]"#,
     ),
+    // ai.google.dev/gemini-api/docs/generate-content/api-errors.
+    of(
+        "google",
+        "billing",
+        400,
+        &[],
+        r#"[{"error":{"code":400,"message":"Gemini API free tier is not available in your country. Please enable billing on your project in Google AI Studio.","status":"FAILED_PRECONDITION"}}]"#,
+    ),
+    of(
+        "google",
+        "credit_balance",
+        402,
+        &[],
+        r#"[{"error":{"code":402,"message":"Your prepay credit balance is depleted.","status":"RESOURCE_EXHAUSTED"}}]"#,
+    ),
+    // github.com/vercel/ai issue 4235 shows the body, cloud.google.com/vertex-ai/generative-ai/docs/multimodal/
+    // process-blocked-responses says that it stands in place of an answer. It is the form of Google's own API.
+    of(
+        "google",
+        "content_filter",
+        200,
+        &[],
+        r#"{"promptFeedback":{"blockReason":"PROHIBITED_CONTENT"},"usageMetadata":{"promptTokenCount":12559,"totalTokenCount":12559},"modelVersion":"gemini-simulated"}"#,
+    ),
     // github.com/ollama/ollama: server/routes.go and server/sched.go, in OpenAI's form by openai/openai.go; llama.cpp's own
     // (pull request 15780) reaches clients of its server.
     of(
@@ -299,3 +409,42 @@ pub const ALL: &[Documented] = &[
         r#"{"error":{"message":"invalid message content type: <nil>","type":"invalid_request_error","param":null,"code":null}}"#,
     ),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_is_found_by_its_name_and_is_json() {
+        for error in ALL {
+            let name = format!("{}/{}", error.provider, error.name);
+            assert_eq!(named(&name), Some(error), "{name} is there twice");
+            assert!(serde_json::from_str::<serde_json::Value>(error.body).is_ok(), "{name}");
+            assert!(error.event().ends_with(&format!("data: {}\n\n", error.body)), "{name}");
+        }
+        assert_eq!((named("openai"), named("openai/bliss")), (None, None));
+    }
+
+    /// What a provider has no such error for is not in its list.
+    #[test]
+    fn the_kinds_that_routing_tells_apart_are_there() {
+        const KINDS: [&str; 7] = [
+            "overloaded",
+            "server_error",
+            "model_not_found",
+            "context_too_long",
+            "bad_request",
+            "rate_limit",
+            "authentication",
+        ];
+        for provider in ["openai", "anthropic", "google", "ollama"] {
+            let kinds = if provider == "ollama" { &KINDS[..5] } else { &KINDS[..] };
+            for kind in kinds {
+                assert!(named(&format!("{provider}/{kind}")).is_some(), "{provider}/{kind}");
+            }
+        }
+        for name in ["openai/content_filter", "anthropic/content_filter", "google/content_filter"] {
+            assert!(named(name).is_some(), "{name}");
+        }
+    }
+}

@@ -7,7 +7,8 @@
 //! before is cached as OpenAI counts it: from 1,024 tokens, in steps of 128.
 //!
 //! Any request may ask for a fault: by the header `x-simulate-fault`, or, since unknown members pass a gateway, by the
-//! member `x_simulate_fault`. `none` excepts it from the faults of the behavior.
+//! member `x_simulate_fault`. `none` excepts it from the faults of the behavior. Faults and paces may be of some models only,
+//! so that one simulator is a sound deployment and a sick one at once.
 
 mod answer;
 pub mod behavior;
@@ -29,7 +30,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use behavior::{Behavior, Fault, FaultRule};
+pub use behavior::{Behavior, Fault, FaultRule, PaceRule};
 
 /// How long `stop` waits for connections to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);

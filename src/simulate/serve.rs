@@ -24,7 +24,7 @@ use super::behavior::{Behavior, Break, Fault, Pace};
 use super::errors::Documented;
 use super::request::Request;
 use super::text::Random;
-use super::wire::{Frame, SERVER_ERROR, Step, broken, error_body};
+use super::wire::{Breaking, Frame, SERVER_ERROR, Step, broken, error_body};
 use super::{App, Stats};
 use crate::runtime::clock;
 
@@ -83,8 +83,8 @@ async fn chat(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) -> R
     };
     let refused = match fault {
         Some(Fault::Status { status, retry_after_s }) => Some(on_purpose(status, retry_after_s)),
-        Some(Fault::Documented(error)) => Some(documented(error)),
-        Some(Fault::Breaks { .. }) | None => None,
+        Some(Fault::Documented { error, retry_after_s, after_tokens: None }) => Some(documented(error, retry_after_s)),
+        Some(Fault::Documented { .. } | Fault::Breaks { .. }) | None => None,
     };
     if let Some(refused) = refused {
         guard.outcome = Outcome::Faulted;
@@ -100,8 +100,11 @@ async fn chat(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) -> R
     };
     let pace = Timing::new(behavior.pace(&request.model), Random::new(app.seed ^ number));
     let broken = match fault {
-        Some(Fault::Breaks { how, after_tokens }) => Some((how, after_tokens)),
-        Some(Fault::Status { .. } | Fault::Documented(_)) | None => None,
+        Some(Fault::Breaks { how, after_tokens }) => Some(Breaking { how, after_tokens, error: None }),
+        Some(Fault::Documented { error, after_tokens, .. }) => {
+            Some(Breaking { how: Break::Error, after_tokens, error: Some(error) })
+        }
+        Some(Fault::Status { .. }) | None => None,
     };
     match request.is_stream {
         true => streamed(&frame, request.include_usage, broken, pace, guard),
@@ -123,14 +126,8 @@ fn wanted_fault(
     }
 }
 
-async fn whole(
-    body: Bytes,
-    answer: &Answer,
-    broken: Option<(Break, Option<usize>)>,
-    mut pace: Timing,
-    mut guard: Guard,
-) -> Response {
-    let Some((how, _)) = broken else {
+async fn whole(body: Bytes, answer: &Answer, broken: Option<Breaking>, mut pace: Timing, mut guard: Guard) -> Response {
+    let Some(breaking) = broken else {
         let tokens = answer.choices.iter().map(|choice| choice.tokens.len()).max().unwrap_or(0);
         (0..tokens).for_each(|_| pace.advance());
         if !guard.wait(pace.due).await {
@@ -139,6 +136,7 @@ async fn whole(
         guard.outcome = Outcome::Completed;
         return json_response(StatusCode::OK, Body::from(body));
     };
+    let how = breaking.how;
     match how {
         Break::Garbage => {
             guard.outcome = Outcome::Faulted;
@@ -146,7 +144,7 @@ async fn whole(
         }
         Break::Error => {
             guard.outcome = Outcome::Faulted;
-            json_response(StatusCode::OK, Body::from(error_body(SERVER_ERROR, "server_error", None, None)))
+            json_response(StatusCode::OK, Body::from(breaking.error_body()))
         }
         Break::Stall | Break::Cut | Break::Truncate => {
             let last = if how == Break::Stall { Step::Stall } else { Step::Cut };
@@ -159,16 +157,10 @@ async fn whole(
     }
 }
 
-fn streamed(
-    frame: &Frame<'_>,
-    include_usage: bool,
-    fault: Option<(Break, Option<usize>)>,
-    pace: Timing,
-    guard: Guard,
-) -> Response {
+fn streamed(frame: &Frame<'_>, include_usage: bool, fault: Option<Breaking>, pace: Timing, guard: Guard) -> Response {
     let steps = frame.steps(include_usage);
     let (steps, outcome) = match fault {
-        Some((how, after_tokens)) => (broken(steps, how, after_tokens), Outcome::Faulted),
+        Some(breaking) => (broken(steps, breaking), Outcome::Faulted),
         None => (steps, Outcome::Completed),
     };
     let headers = [(header::CONTENT_TYPE, "text/event-stream; charset=utf-8"), (header::CACHE_CONTROL, "no-cache")];
@@ -314,12 +306,16 @@ fn on_purpose(status: u16, retry_after_s: Option<u32>) -> Response {
     response
 }
 
-/// The error answer of a provider.
-fn documented(error: &Documented) -> Response {
+/// The error answer of a provider, with another wait than it documents where one is given.
+fn documented(error: &Documented, retry_after_s: Option<u32>) -> Response {
     let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = json_response(status, error.body);
     for (name, value) in error.headers {
         response.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+    }
+    if let Some(seconds) = retry_after_s {
+        response.headers_mut().remove("retry-after-ms");
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
 }

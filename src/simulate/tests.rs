@@ -109,6 +109,66 @@ async fn a_header_asks_for_a_fault() {
 }
 
 #[tokio::test]
+async fn providers_errors_are_served_as_they_document_them() {
+    let fixture = instant().await;
+    for error in errors::ALL {
+        for stream in [false, true] {
+            let name = format!("{}/{}", error.provider, error.name);
+            let mut body = with("x_simulate_fault", json!(name));
+            body["stream"] = json!(stream);
+            let response = fixture.client.post(fixture.url("/v1/chat/completions")).json(&body).send().await.unwrap();
+            assert_eq!(response.status().as_u16(), error.status, "{name}");
+            assert_eq!(response.headers()["content-type"], "application/json", "{name}");
+            for (header, value) in error.headers {
+                assert_eq!(response.headers()[*header], *value, "{name}");
+            }
+            assert_eq!(response.text().await.unwrap(), error.body, "{name}");
+        }
+    }
+    assert_eq!(fixture.server.stats().faulted, 2 * errors::ALL.len() as u64);
+}
+
+#[tokio::test]
+async fn a_wait_can_be_another_than_the_documented_one() {
+    let fixture = instant().await;
+    for fault in
+        ["status=429;retry-after=30", "openai/rate_limit;retry-after=30", "anthropic/overloaded;retry-after=30"]
+    {
+        let request = fixture.client.post(fixture.url("/v1/chat/completions")).header("x-simulate-fault", fault);
+        let response = request.json(&hello()).send().await.unwrap();
+        assert_eq!(response.headers()["retry-after"], "30", "{fault}");
+        assert!(!response.headers().contains_key("retry-after-ms"), "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn a_providers_error_comes_inside_a_stream_as_an_event() {
+    let fixture = instant().await;
+    let last = async |fault: &str| {
+        let mut body = with("x_simulate_fault", json!(fault));
+        body["stream"] = json!(true);
+        let response = fixture.client.post(fixture.url("/v1/chat/completions")).json(&body).send().await.unwrap();
+        assert_eq!(response.status().as_u16(), 200);
+        response.text().await.unwrap()
+    };
+    let text = last("anthropic/overloaded-after=0").await;
+    assert!(text.starts_with("event: error\ndata: {\"type\":\"error\""), "{text}");
+    let text = last("openai/overloaded-after=2").await;
+    assert_eq!(text.matches("data: ").count(), 4, "a role, two tokens and the error: {text}");
+    assert!(text.ends_with(&format!("data: {}\n\n", errors::named("openai/overloaded").unwrap().body)), "{text}");
+}
+
+#[tokio::test]
+async fn one_simulator_is_a_sound_deployment_and_a_sick_one() {
+    let fixture = instant().await;
+    let faults = ["sick*@status=503", "out@openai/quota"].map(|rule| rule.parse().unwrap()).to_vec();
+    fixture.server.set_behavior(Behavior { faults, ..Behavior::instant() });
+    for (model, status) in [("sick-1", 503), ("sick-2", 503), ("out", 429), ("well", 200), ("out-not", 200)] {
+        assert_eq!(fixture.ask(&with("model", json!(model))).await.0, status, "{model}");
+    }
+}
+
+#[tokio::test]
 async fn the_pace_is_kept() {
     let fixture = instant().await;
     let pace =

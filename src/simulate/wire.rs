@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::answer::{Answer, Choice};
 use super::behavior::Break;
+use super::errors::Documented;
 
 /// What every part of an answer says about it.
 pub struct Frame<'a> {
@@ -128,10 +129,31 @@ fn delta(choice: &Choice, token: &str) -> String {
     }
 }
 
-/// Lets a stream break after so many tokens, half of them by default; 0 is before anything was sent.
-pub fn broken(mut steps: Vec<Step>, how: Break, after_tokens: Option<usize>) -> Vec<Step> {
+/// How an answer that began well goes wrong.
+#[derive(Debug, Clone, Copy)]
+pub struct Breaking {
+    pub how: Break,
+    /// Half of them by default; 0 is before anything was sent.
+    pub after_tokens: Option<usize>,
+    /// The error of [`Break::Error`], where it is a provider's own.
+    pub error: Option<&'static Documented>,
+}
+
+impl Breaking {
+    /// The body of [`Break::Error`] where the answer is not streamed.
+    pub fn error_body(&self) -> String {
+        self.error.map_or_else(|| error_body(SERVER_ERROR, "server_error", None, None), |error| error.body.to_owned())
+    }
+
+    fn error_event(&self) -> String {
+        self.error.map_or_else(|| format!("data: {}\n\n", self.error_body()), Documented::event)
+    }
+}
+
+/// Lets a stream break.
+pub fn broken(mut steps: Vec<Step>, breaking: Breaking) -> Vec<Step> {
     let tokens = steps.iter().filter(|step| matches!(step, Step::Token(_))).count();
-    let after = after_tokens.unwrap_or(tokens / 2).min(tokens);
+    let after = breaking.after_tokens.unwrap_or(tokens / 2).min(tokens);
     let mut sent = 0;
     let at = steps.iter().position(|step| {
         let is_reached = sent == after;
@@ -139,14 +161,11 @@ pub fn broken(mut steps: Vec<Step>, how: Break, after_tokens: Option<usize>) -> 
         is_reached
     });
     steps.truncate(if after == 0 { 0 } else { at.unwrap_or(steps.len()) });
-    match how {
+    match breaking.how {
         Break::Cut => steps.push(Step::Cut),
         Break::Stall => steps.push(Step::Stall),
         Break::Garbage => steps.push(Step::Send(Bytes::from_static(b"data: {\"id\":\"chatcmpl-<html>\n\n"))),
-        Break::Error => {
-            let error = error_body(SERVER_ERROR, "server_error", None, None);
-            steps.push(Step::Send(Bytes::from(format!("data: {error}\n\n"))));
-        }
+        Break::Error => steps.push(Step::Send(Bytes::from(breaking.error_event()))),
         Break::Truncate => {}
     }
     steps
@@ -192,7 +211,8 @@ mod tests {
     fn a_stream_breaks_after_the_tokens_it_is_told() {
         let all = steps("");
         for (after, sent) in [(None, 3), (Some(0), 0), (Some(1), 2), (Some(4), 5), (Some(99), 5)] {
-            let broken = broken(all.clone(), Break::Cut, after);
+            let breaking = Breaking { how: Break::Cut, after_tokens: after, error: None };
+            let broken = broken(all.clone(), breaking);
             assert_eq!((&broken[..sent], &broken[sent..]), (&all[..sent], &[Step::Cut][..]), "{after:?}");
         }
     }

@@ -92,7 +92,7 @@ impl Seeds {
     }
 
     /// The seeds as control would have them.
-    fn tables(&self) -> Tables {
+    pub fn tables(&self) -> Tables {
         let mut tables = Tables::default();
         for (offset, (id, entity)) in (0..).zip(self.entities()) {
             let stamp = Stamp { change_id: String::new(), actor: String::new(), at: Timestamp::default() };

@@ -36,10 +36,10 @@ fn the_settings_of_the_bounds_exist() {
     let guide = std::fs::read_to_string("docs/bounds.md").expect("the guide");
     let (known, mut found) = (serde_json::to_value(Config::default()).expect("the settings"), 0);
     for name in guide.split('`').skip(1).step_by(2) {
-        let Some((section, setting)) = name.split_once('.').filter(|(section, _)| SECTIONS.contains(section)) else {
+        if !name.split_once('.').is_some_and(|(section, _)| SECTIONS.contains(&section)) {
             continue;
-        };
-        assert!(known[section].get(setting).is_some(), "there is no setting {name}");
+        }
+        assert!(known.pointer(&format!("/{}", name.replace('.', "/"))).is_some(), "there is no setting {name}");
         found += 1;
     }
     assert!(found > 20, "{found} settings");

@@ -11,6 +11,7 @@ mod ambiguous;
 mod kill;
 mod ledger;
 mod peers;
+mod routing;
 mod storm;
 mod takeover;
 mod two_owners;

@@ -8,11 +8,11 @@ use crate::control::document::Object;
 use crate::records::control::EntityKind;
 
 /// The members that were given.
-fn given<const N: usize>(members: [(&str, Option<Value>); N]) -> Object {
+pub(super) fn given<const N: usize>(members: [(&str, Option<Value>); N]) -> Object {
     members.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
 
-fn some<T: Clone + Into<Value>>(value: &Option<T>) -> Option<Value> {
+pub(super) fn some<T: Clone + Into<Value>>(value: &Option<T>) -> Option<Value> {
     value.clone().map(Into::into)
 }
 

@@ -73,7 +73,7 @@ async fn create(arguments: Create) -> anyhow::Result<ExitCode> {
         document.insert(kind.id_field().to_owned(), Value::from(name));
     }
     let mut session = Session::open(&arguments.connection).await?;
-    let made = keys::create(&mut session.log, &session.publisher, document, &actor(kind, "create")).await;
+    let made = keys::create(&mut session.log, &session.publisher, document, &actor(kind.plural(), "create")).await;
     let made = match made {
         Ok(made) => made,
         Err(keys::Error::Control(error)) => return Ok(session::failed(&error)),
@@ -99,6 +99,6 @@ async fn create(arguments: Create) -> anyhow::Result<ExitCode> {
 async fn revoke(arguments: Target) -> anyhow::Result<ExitCode> {
     let mut session = Session::open(&arguments.connection).await?;
     let edit = Edit::Revoke { id: arguments.id, version: arguments.seen.version };
-    let done = session.write(edit, &actor(EntityKind::Key, "revoke")).await;
+    let done = session.write(edit, &actor(EntityKind::Key.plural(), "revoke")).await;
     Ok(written(done, arguments.json, "revoked"))
 }

@@ -1,8 +1,11 @@
-//! `tollstream plans | organizations | keys | models | policies`: the verbs of control, and `tollstream apply`.
+//! `tollstream plans | organizations | keys | models | policies`: the verbs of control, and `tollstream apply`. What is
+//! inside of models has verbs of its own: `tollstream deployments | prices`.
 
 pub mod apply;
+pub mod deployments;
 pub mod fields;
 pub mod keys;
+pub mod prices;
 mod session;
 mod view;
 
@@ -159,7 +162,7 @@ async fn create<F: Fields>(arguments: Create<F>) -> anyhow::Result<ExitCode> {
         document.insert(kind.id_field().to_owned(), Value::from(id));
     }
     let mut session = Session::open(&arguments.connection).await?;
-    let done = session.write(Edit::Create { kind, document, key: None }, &actor(kind, "create")).await;
+    let done = session.write(Edit::Create { kind, document, key: None }, &actor(kind.plural(), "create")).await;
     Ok(written(done, arguments.json, "created"))
 }
 
@@ -202,14 +205,14 @@ async fn update<F: Fields>(arguments: Update<F>) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(!patch.is_empty(), "there is nothing to change; give fields, --unset FIELD or -f FILE");
     let mut session = Session::open(&arguments.connection).await?;
     let edit = Edit::Update { kind, id: arguments.id, patch, version: arguments.seen.version };
-    let done = session.write(edit, &actor(kind, "update")).await;
+    let done = session.write(edit, &actor(kind.plural(), "update")).await;
     Ok(written(done, arguments.json, "updated"))
 }
 
 async fn delete(kind: EntityKind, arguments: Target) -> anyhow::Result<ExitCode> {
     let mut session = Session::open(&arguments.connection).await?;
     let edit = Edit::Delete { kind, id: arguments.id, version: arguments.seen.version };
-    let done = session.write(edit, &actor(kind, "delete")).await;
+    let done = session.write(edit, &actor(kind.plural(), "delete")).await;
     Ok(written(done, arguments.json, "deleted"))
 }
 
@@ -229,8 +232,8 @@ async fn history(kind: EntityKind, arguments: History) -> anyhow::Result<ExitCod
 }
 
 /// Who changes control, as its records say.
-fn actor(kind: EntityKind, verb: &str) -> String {
-    format!("tollstream {} {verb} (uid {})", kind.plural(), rustix::process::getuid().as_raw())
+fn actor(what: &str, verb: &str) -> String {
+    format!("tollstream {what} {verb} (uid {})", rustix::process::getuid().as_raw())
 }
 
 /// Reads a document: of one entity, or a file of `apply` with exactly one.

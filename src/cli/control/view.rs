@@ -71,7 +71,7 @@ pub fn history(entries: &[Entry]) {
 }
 
 /// A value in few words: names in a row, tables by their number.
-fn cell(value: &Value) -> String {
+pub(super) fn cell(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
         Value::String(text) => text.clone(),

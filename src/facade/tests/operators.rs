@@ -23,6 +23,7 @@ pub fn of(tables: Tables, key: Option<&str>) -> Operators {
     Operators {
         control: Control::fixed(tables),
         writer: ControlWriter::new(kafka.clone(), codec.clone(), publisher),
+        deployments: Default::default(),
         statements: Statements::new(kafka, codec),
         key: key.map(|key| AdminKey::of_secret(key).unwrap()),
         guard: Guard::default(),
@@ -36,10 +37,13 @@ struct Listening {
 
 impl Listening {
     async fn start(key: Option<&str>) -> Self {
+        Self::with(of(fixtures::tables(), key)).await
+    }
+
+    async fn with(operators: Operators) -> Self {
         crate::tls::install_provider();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (health, metrics) = (Health::default(), telemetry::Metrics::default());
-        let operators = of(fixtures::tables(), key);
         let admin = Admin::start(admin::Options { listener, health, metrics, operators }).unwrap();
         Self { admin, client: reqwest::Client::builder().no_proxy().build().unwrap() }
     }
@@ -87,9 +91,22 @@ async fn only_an_operator_is_let_in() {
 #[tokio::test]
 async fn without_an_admin_key_it_says_how_to_get_one() {
     let listening = Listening::start(None).await;
-    let (status, body) = listening.get("/admin/v1/plans", ADMIN).await;
-    assert_eq!((status, body["error"]["code"].as_str()), (401, Some("no_admin_key")), "{body}");
-    assert!(body["error"]["message"].as_str().unwrap().contains("TOLLSTREAM_ADMIN_KEY_SHA256"), "{body}");
+    // A key of 64 hexadecimal digits looks like a hash.
+    for key in [ADMIN, &"0123456789abcdef".repeat(4)] {
+        let (status, body) = listening.get("/admin/v1/plans", key).await;
+        assert_eq!((status, body["error"]["code"].as_str()), (401, Some("no_admin_key")), "{body}");
+        assert!(body["error"]["message"].as_str().unwrap().contains("TOLLSTREAM_ADMIN_KEY_SHA256"), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_is_let_in_before_control_is_read_to_its_end() {
+    let operators = Operators { control: Control::starting(), ..of(fixtures::tables(), Some(ADMIN)) };
+    let listening = Listening::with(operators).await;
+    for key in [ADMIN, fixtures::KEY, "wrong"] {
+        let (status, body) = listening.get("/admin/v1/plans", key).await;
+        assert_eq!((status, body["error"]["code"].as_str()), (503, Some("not_ready")), "{key}: {body}");
+    }
 }
 
 #[tokio::test]

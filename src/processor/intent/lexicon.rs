@@ -1,7 +1,5 @@
 //! Which words and phrases speak of what: `lexicon.tsv` as a table that is asked word by word.
 
-use std::collections::HashMap;
-
 use super::hash::{Fnv, Hashed};
 use super::text::Words;
 
@@ -20,7 +18,7 @@ pub struct Lexicon {
     prefixes: Hashed<WordId>,
     words: WordId,
     /// By the first word, the others and the concept.
-    phrases: HashMap<WordId, Vec<(Vec<WordId>, u16)>>,
+    phrases: Vec<Vec<(Vec<WordId>, u16)>>,
 }
 
 impl Lexicon {
@@ -33,7 +31,8 @@ impl Lexicon {
             for phrase in phrases.split(", ") {
                 let mut ids: Vec<WordId> = phrase.split([' ', '-']).map(|word| lexicon.id(word)).collect();
                 let first = ids.remove(0);
-                lexicon.phrases.entry(first).or_default().push((ids, concept));
+                lexicon.phrases.resize(usize::from(lexicon.words), Vec::new());
+                lexicon.phrases[usize::from(first)].push((ids, concept));
             }
         }
         lexicon
@@ -61,7 +60,7 @@ impl Lexicon {
         let ids: Vec<Ids> = words.iter().map(|word| self.ids(word)).collect();
         for (index, of) in ids.iter().enumerate() {
             for first in of.iter() {
-                for (rest, concept) in self.phrases.get(&first).into_iter().flatten() {
+                for (rest, concept) in self.phrases.get(usize::from(first)).into_iter().flatten() {
                     let follows = |(at, id): (usize, &WordId)| {
                         ids.get(index + 1 + at).is_some_and(|of| of.iter().any(|known| known == *id))
                     };

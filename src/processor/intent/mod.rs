@@ -186,19 +186,32 @@ const PORTUGUESE: [&str; 16] = [
 const ENGLISH: [&str; 16] =
     ["the", "is", "you", "to", "and", "of", "it", "my", "for", "with", "not", "have", "this", "we", "are", "what"];
 
+/// What is counted of a word, by its hash.
+static COUNTED: LazyLock<Hashed<[u32; 3]>> = LazyLock::new(|| {
+    let mut counted = Hashed::<[u32; 3]>::default();
+    for (kind, words) in [&CONSTRAINTS[..], &PORTUGUESE[..], &ENGLISH[..]].into_iter().enumerate() {
+        words.iter().for_each(|word| counted.entry(Fnv::of(word)).or_default()[kind] = 1);
+    }
+    counted
+});
+
 /// Counts the last message of the user.
 pub fn measures(conversation: &Conversation<'_>) -> Measures {
     let words = Words::of(conversation.last_user);
-    let count = |known: &[&str]| u32::try_from(words.iter().filter(|word| known.contains(word)).count()).unwrap_or(0);
+    let mut counts = [0u32; 3];
+    for of in words.iter().filter_map(|word| COUNTED.get(&Fnv::of(word))) {
+        counts.iter_mut().zip(of).for_each(|(count, of)| *count = count.saturating_add(*of));
+    }
+    let [constraints, portuguese, english] = counts;
     Measures {
         words: u32::try_from(words.len()).unwrap_or(u32::MAX),
         questions: words.marks.questions,
         code_lines: words.marks.code_lines,
         numbers: words.marks.numbers,
         list_items: words.marks.list_items,
-        constraints: count(&CONSTRAINTS),
+        constraints,
         turns: conversation.turns,
-        portuguese: count(&PORTUGUESE) > count(&ENGLISH),
+        portuguese: portuguese > english,
     }
 }
 

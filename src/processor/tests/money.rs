@@ -483,6 +483,29 @@ fn what_nobody_saw_of_a_call_that_was_broken_off_is_estimated_by_its_time_and_no
 }
 
 #[test]
+fn a_refusal_costs_nothing_and_an_error_inside_an_answer_may_have_cost_its_input() {
+    let classes = [
+        FailureClass::Overloaded,
+        FailureClass::RateLimited,
+        FailureClass::ContentFilter,
+        FailureClass::QuotaExhausted,
+    ];
+    for class in classes {
+        for (status, source, posted) in [(429, UsageSource::None, 0), (200, UsageSource::Estimated, 10_000)] {
+            let mut driver = Driver::with_plan(budget(WORST, WhenShort::Refuse));
+            driver.ask(&hello("two"));
+            let AttemptEnd::Failed(failure) = failed(class) else { panic!("a failure") };
+            let end = AttemptEnd::Failed(Failure { upstream_status: Some(status), ..failure });
+            let report = ended(super::key(), 1, end, Summary::default());
+            let (facts, _) = driver.decide(&Input::AttemptEnded(Box::new(report)));
+            let Fact::AttemptEnded(posting) = &facts[0] else { panic!("{facts:?}") };
+            assert_eq!(posting.usage_source, source, "{class} {status}");
+            assert_eq!(posting.cost_pico_usd, usd(posted), "{class} {status}");
+        }
+    }
+}
+
+#[test]
 fn a_calendar_that_is_changed_forgets_nothing_that_was_posted_in_the_month() {
     let of = |time_zone: &str, reset_day| Plan {
         budget: Budget { time_zone: time_zone.into(), reset_day, ..budget(2 * WORST, WhenShort::Refuse).budget },

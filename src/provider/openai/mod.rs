@@ -12,9 +12,10 @@ mod shortfall;
 mod sse;
 mod stream;
 mod usage;
+mod wait;
 mod whole;
 
-pub use failure::{ErrorHeaders, from_body, from_status};
+pub use failure::{from_body, from_status};
 pub use identity::Identity;
 pub use request::{CapName, OutputCap, Wanted, request};
 pub use shortfall::shortfall;

@@ -167,7 +167,11 @@ impl AnswerState {
             Some(object) => self.chunk(&object, event),
             // The end of the stream cut it; the end says what that means.
             None if event.is_unterminated => {}
-            None => self.garbage("an event of the provider's answer is not a JSON object"),
+            // Google's errors are in a list.
+            None => match std::str::from_utf8(data).ok().and_then(from_body) {
+                Some(failure) => self.fail(failure),
+                None => self.garbage("an event of the provider's answer is not a JSON object"),
+            },
         }
     }
 
@@ -184,7 +188,12 @@ impl AnswerState {
             Some(choices) => choices,
             None if usage.is_some() => "[]",
             None if !event.name.is_empty() => return,
-            None => return self.garbage("an event of the provider's answer has no choices"),
+            None => {
+                return match from_body(object.text()) {
+                    Some(failure) => self.fail(failure),
+                    None => self.garbage("an event of the provider's answer has no choices"),
+                };
+            }
         };
         let Ok(views) = serde_json::from_str::<Vec<ChoiceView<'_>>>(choices) else {
             return self.garbage("the choices of the provider's answer cannot be read");

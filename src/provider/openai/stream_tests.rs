@@ -160,6 +160,10 @@ fn identity_is_the_same_in_all_chunks_whatever_the_provider_says() {
 fn the_decision_table_of_ends() {
     let error = r#"{"error":{"message":"overloaded","type":"server_error","code":503}}"#;
     let both = r#"{"choices":[],"error":{"message":"overloaded"}}"#;
+    let anthropic = r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}"#;
+    let google = r#"[{"error":{"code":429,"message":"m","status":"RESOURCE_EXHAUSTED"}}]"#;
+    let block = r#"{"promptFeedback":{"blockReason":"PROHIBITED_CONTENT"}}"#;
+    let filtered = theirs(r#""choices":[{"index":0,"delta":{},"finish_reason":"content_filter"}]"#);
     let (hello, stop) = (theirs(HELLO), theirs(STOP));
     let two = theirs(r#""choices":[{"index":0,"delta":{"content":"a"}},{"index":1,"delta":{"content":"b"}}]"#);
     let table = [
@@ -174,8 +178,19 @@ fn the_decision_table_of_ends() {
         ("nothing", String::new(), Err(FailureClass::Cut), 0),
         ("only comments", ": hello\n\n: there\n\n".to_owned(), Err(FailureClass::Cut), 0),
         ("only [DONE]", sse(&["[DONE]"]), Err(FailureClass::Cut), 0),
-        ("an error first", sse(&[error]), Err(FailureClass::Upstream), 0),
-        ("an error after content", sse(&[&hello, error, "[DONE]"]), Err(FailureClass::Upstream), 1),
+        ("an error first", sse(&[error]), Err(FailureClass::Overloaded), 0),
+        ("an error after content", sse(&[&hello, error, "[DONE]"]), Err(FailureClass::Overloaded), 1),
+        ("Anthropic's error first", format!("event: error\ndata: {anthropic}\n\n"), Err(FailureClass::Overloaded), 0),
+        (
+            "Anthropic's error after content",
+            format!("{}event: error\ndata: {anthropic}\n\n", sse(&[&hello])),
+            Err(FailureClass::Overloaded),
+            1,
+        ),
+        ("Google's error first", sse(&[google]), Err(FailureClass::RateLimited), 0),
+        ("Google's error as a plain body", google.to_owned(), Err(FailureClass::RateLimited), 0),
+        ("Google's block of the prompt", sse(&[block]), Err(FailureClass::ContentFilter), 0),
+        ("a finish by a filter, without content", sse(&[&filtered, "[DONE]"]), Ok(()), 1),
         ("an error beside choices", sse(&[&hello, both]), Err(FailureClass::Upstream), 1),
         (
             "an event named error",
@@ -183,7 +198,7 @@ fn the_decision_table_of_ends() {
             Err(FailureClass::Upstream),
             1,
         ),
-        ("an error as a plain body", error.to_owned(), Err(FailureClass::Upstream), 0),
+        ("an error as a plain body", error.to_owned(), Err(FailureClass::Overloaded), 0),
         ("a page", "<html>\n<body>".to_owned(), Err(FailureClass::Garbage), 0),
         ("no JSON", sse(&[&hello, "xyz"]), Err(FailureClass::Garbage), 1),
         ("no object", sse(&["[1]"]), Err(FailureClass::Garbage), 0),

@@ -26,7 +26,7 @@ pub fn whole(body: &[u8], identity: &Identity) -> Result<(Bytes, Summary), Failu
         .get("choices")
         .and_then(|choices| serde_json::from_str(choices).ok())
         .filter(|choices: &Vec<ChoiceView<'_>>| !choices.is_empty())
-        .ok_or_else(|| garbage("the provider's answer has no choices"))?;
+        .ok_or_else(|| from_body(text).unwrap_or_else(|| garbage("the provider's answer has no choices")))?;
 
     let mut splice = object.splice();
     splice.set("id", identity.id.as_str());
@@ -82,6 +82,14 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_a_filter_left_empty_is_an_answer() {
+        let body = br#"{"choices":[{"message":{"content":null},"finish_reason":"content_filter"}],"usage":{"prompt_tokens":12,"completion_tokens":14}}"#;
+        let (_, summary) = whole(body, &identity()).unwrap();
+        assert_eq!(summary.finish_reason.as_deref(), Some("content_filter"));
+        assert_eq!(summary.usage.unwrap().output, Some(14));
+    }
+
+    #[test]
     fn generated_text_is_counted_wherever_it_is() {
         let body = r#"{"choices":[{"message":{"content":null,"tool_calls":[{"id":"call_123","function":{"name":"ab","arguments":"{}"}}]}},{"message":{"content":"xyz","refusal":"no"}}]}"#;
         assert_eq!(whole(body.as_bytes(), &identity()).unwrap().1.text_bytes, 9);
@@ -93,6 +101,8 @@ mod tests {
             (&br#"{"error":{"message":"m"}}"#[..], FailureClass::Upstream),
             (br#"{"choices":[{}],"error":{"message":"m"}}"#, FailureClass::Upstream),
             (br#"[{"error":{"message":"m"}}]"#, FailureClass::Upstream),
+            (br#"{"error":{"message":"m","type":"overloaded_error"}}"#, FailureClass::Overloaded),
+            (br#"{"promptFeedback":{"blockReason":"SAFETY"}}"#, FailureClass::ContentFilter),
             (b"<html>", FailureClass::Garbage),
             (b"", FailureClass::Garbage),
             (b"{}", FailureClass::Garbage),

@@ -1,0 +1,131 @@
+//! Deployments that fail in every way at once: what becomes of requests, attempts and money is exactly what the policy says.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+use tokio::net::TcpListener;
+use tollstream::records::Outcome;
+use tollstream::records::policy::{Policy, PolicyTier};
+use tollstream::simulate::{Behavior, Options, Server};
+
+use super::suite;
+use super::world::World;
+use crate::stack::fixture::Engines;
+use crate::stack::process::{Launch, Process};
+
+/// In the order of the policy: one fails always, one stalls, one asks to be left alone, one breaks off in the middle of its
+/// answer, and one is well.
+const FAILS: &str = "gpt-4o-mini";
+const STALLS: &str = "gpt-3.5-turbo";
+const LIMITED: &str = "gpt-4.1-mini";
+const CUTS: &str = "gpt-4.1";
+const WELL: &str = "gpt-4o";
+/// Failures after which the breaker of a deployment opens (`processor.health.calls_min`).
+const BREAKS_AFTER: usize = 5;
+const REQUESTS: usize = 40;
+
+fn policy() -> Policy {
+    let candidates = [FAILS, STALLS, LIMITED, CUTS, WELL].map(|name| name.parse().expect("a name")).to_vec();
+    Policy { max_attempts: 6, tiers: vec![PolicyTier { tier: 2, candidates, weights: vec![] }], ..Policy::default() }
+}
+
+async fn sick() -> Server {
+    let faults = [
+        format!("{FAILS}@openai/server_error"),
+        format!("{STALLS}@stall-after=0"),
+        format!("{LIMITED}@status=429;retry-after=300"),
+        format!("{CUTS}@cut-after=3"),
+    ];
+    let faults = faults.iter().map(|fault| fault.parse().expect("a fault")).collect();
+    let behavior = Behavior { faults, output_tokens: Some(12), ..Behavior::instant() };
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    Server::start(Options { behavior, ..Options::default() }, listener).expect("a simulator")
+}
+
+/// Asks over HTTP as a stream; the text of the answer, and its tier.
+async fn ask(process: &Process, secret: &str, id: &str) -> (String, Option<String>) {
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let body =
+        json!({"model": "auto", "stream": true, "messages": [{"role": "user", "content": "Where is my order?"}]});
+    let request = client.post(format!("{}/v1/chat/completions", process.facade)).bearer_auth(secret);
+    let answer = request.header("x-request-id", id).json(&body).send().await.expect("an answer");
+    let model = answer.headers().get("x-tollstream-model").map(|model| model.to_str().expect("text").to_owned());
+    (answer.text().await.expect("the whole answer"), model)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deployments_that_fail_stall_limit_and_cut_are_left_behind_as_the_policy_says() {
+    suite::case("four sick deployments", async || {
+        let auto = "auto".parse().expect("a name");
+        let mut world = World::with(&Engines::shared(), "sick", None, |seeds| {
+            seeds.policies.insert(auto, policy());
+        })
+        .await;
+        // Nobody is tried again while the test runs.
+        world.config.processor.health.open_ms = 600_000;
+        world.config.processor.health.open_max_ms = 600_000;
+        world.config.providers.first_token_timeout_ms = 300;
+        let simulator = sick().await;
+        let mut config = world.config.clone();
+        config.providers.upstream_override = Some(simulator.base_url());
+        let mut process = Process::start(&config, Launch { instance: "sick", ..Launch::default() });
+        process.ready().await;
+        let secret = crate::stack::fixture::key(&world.config, crate::stack::stream::ORGANIZATION);
+
+        let mut broken_off = 0;
+        for n in 0..REQUESTS {
+            let (text, model) = ask(&process, &secret, &format!("sick-{n}")).await;
+            match text.contains("[DONE]") {
+                true => assert_eq!(model.as_deref(), Some(WELL), "{text}"),
+                // Content had gone out, so nobody else was called.
+                false => {
+                    assert!(text.contains("upstream_cut"), "{text}");
+                    assert_eq!(model.as_deref(), Some(CUTS));
+                    broken_off += 1;
+                }
+            }
+        }
+        assert_eq!(broken_off, BREAKS_AFTER, "each of the first five reached the one that cuts, and no other did");
+
+        let mut journal = world.journal();
+        journal
+            .until("all are settled", |read| (0..REQUESTS).all(|n| read.is_over(&format!("sick-{n}"))).then_some(()));
+        let read = journal.read_all();
+        let mut attempts: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut completed = 0;
+        for n in 0..REQUESTS {
+            let decided = read.of(&format!("sick-{n}"));
+            assert_eq!((decided.admitted, decided.settled.len()), (1, 1), "{decided:?}");
+            for posting in &decided.postings {
+                *attempts.entry(posting.model.as_str()).or_default() += 1;
+            }
+            completed += usize::from(decided.settled[0].outcome == Outcome::Completed);
+            assert!(decided.settled[0].attempts <= 6);
+            if n > BREAKS_AFTER {
+                assert_eq!(decided.settled[0].attempts, 1, "whoever is broken is not asked any more: {decided:?}");
+            }
+        }
+        let expected = BTreeMap::from([
+            (FAILS, BREAKS_AFTER),
+            (STALLS, BREAKS_AFTER),
+            (LIMITED, 1),
+            (CUTS, BREAKS_AFTER),
+            (WELL, REQUESTS - BREAKS_AFTER),
+        ]);
+        assert_eq!((attempts, completed), (expected, REQUESTS - BREAKS_AFTER));
+        let stats = simulator.stats();
+        assert_eq!(stats.requests as usize, 3 * BREAKS_AFTER + 1 + REQUESTS - BREAKS_AFTER, "{stats:?}");
+
+        let metrics = reqwest::get(format!("{}/metrics", process.admin)).await.expect("metrics");
+        let metrics = metrics.text().await.expect("text");
+        for (model, sound) in [(FAILS, 0), (STALLS, 0), (LIMITED, 0), (CUTS, 0), (WELL, 1)] {
+            let line = format!("tollstream_deployment_sound{{deployment=\"openai-{model}\"}} {sound}");
+            assert!(metrics.contains(&line), "{line} is not in\n{metrics}");
+        }
+        world.assert_rows_are_the_journal(world.journal().read_all()).await;
+        // With every route decided again.
+        world.audit_with_rows().await;
+        process.stop().await;
+    })
+    .await;
+}
