@@ -1,5 +1,7 @@
 //! What routing costs on one core: the decision itself, and the classifier before it.
 
+#![expect(clippy::expect_used, reason = "it ends when something that it makes up is wrong")]
+
 use std::collections::BTreeMap;
 use std::hint::black_box;
 

@@ -110,6 +110,114 @@ fn what_is_wrong_is_listed_with_its_place() {
     assert_eq!(problems(EntityKind::Key, json!({"id": "k", "scopes": ["admin"]})), "");
 }
 
+/// A whole policy, with this in place of what it has.
+fn policy_with(change: Value) -> Value {
+    let window = json!({"days": ["sat", "sun"], "from": "22:00", "to": "06:00", "time_zone": "America/Sao_Paulo"});
+    let mut policy = json!({
+        "name": "p", "default_tier": 1, "max_attempts": 3, "fallback": ["m"], "doubt_percent": 15, "vip_tier": 2,
+        "escalation": ["empty", "not_schema"],
+        "intents": {"faq": 1, "returns": 2},
+        "complexity": {"weights": {"words": 1}, "thresholds": [{"points": 9, "tier": 2}]},
+        "tiers": [{"tier": 1, "candidates": ["a", "b"], "weights": [1, 0]}, {"tier": 2, "candidates": ["m"]}],
+        "rules": [{"name": "night", "max_tier": 1, "when": {"intents": ["faq"], "tags": {"a": "b"}, "window": window}}],
+        "failures": {"upstream_overloaded": {"then": "retry", "retries": 2, "backoff_ms": 100}},
+    });
+    policy.as_object_mut().unwrap().extend(object(change));
+    policy
+}
+
+#[test]
+fn a_policy_that_does_not_hold_says_where() {
+    let rule = |of: Value| json!({"rules": [of]});
+    let at = |from: &str, to: &str| json!({"from": from, "to": to, "time_zone": "UTC"});
+    let timed = |name: &str, tier: u8, from: &str, to: &str| json!({"name": name, "tier": tier, "when": {"window": at(from, to)}});
+    let table = [
+        (json!({"intents": {"faq": 3}}), "intents.faq: 3 has no [[tiers]]"),
+        (json!({"intents": {"f q": 1}}), "intents.f q: must have"),
+        (json!({"vip_tier": 4}), "vip_tier: 4 has no"),
+        (json!({"doubt_percent": 101}), "doubt_percent: must be"),
+        (json!({"escalation": ["tired"]}), "escalation: tired is not known"),
+        (
+            json!({"complexity": {"weights": {"charm": 1}, "thresholds": [{"points": 1, "tier": 1}]}}),
+            "complexity.weights.charm: is not measured",
+        ),
+        (json!({"complexity": {"weights": {"words": 1}}}), "complexity: weights do nothing without thresholds"),
+        (
+            json!({"tiers": [{"tier": 1, "candidates": []}, {"tier": 2, "candidates": ["m"]}]}),
+            "tiers[0].candidates: has no candidates",
+        ),
+        (
+            json!({"tiers": [{"tier": 1, "candidates": ["a"], "weights": [0]}, {"tier": 2, "candidates": ["m"]}]}),
+            "tiers[0].weights: sum to nothing",
+        ),
+        (
+            json!({"tiers": [{"tier": 1, "candidates": ["a"], "weights": [1, 2]}, {"tier": 2, "candidates": ["m"]}]}),
+            "tiers[0].weights: has 2 weights for 1",
+        ),
+        (json!({"fallback": ["m", "a", "m"]}), "fallback: m is there more than once"),
+        (rule(json!({"name": "x"})), "rules[0]: does nothing"),
+        (rule(json!({"name": "x", "tier": 7})), "rules[0].tier: 7 has no"),
+        (rule(json!({"name": "x", "min_tier": 2, "max_tier": 1})), "rules[0].min_tier: 2 is above"),
+        (
+            rule(json!({"name": "x", "tier": 1, "when": {"intents": ["astrology"]}})),
+            "rules[0].when.intents: astrology is no intent",
+        ),
+        (
+            rule(json!({"name": "x", "tier": 1, "when": {"min_input_tokens": 2, "max_input_tokens": 1}})),
+            "rules[0].when.min_input_tokens: 2",
+        ),
+        (
+            rule(json!({"name": "x", "tier": 1, "when": {"window": at("25:00", "06:00")}})),
+            "rules[0].when.window.from: \"25:00\" is no time",
+        ),
+        (
+            rule(json!({"name": "x", "tier": 1, "when": {"window": at("06:00", "06:00")}})),
+            "rules[0].when.window.to: is from",
+        ),
+        (
+            rule(
+                json!({"name": "x", "tier": 1, "when": {"window": {"from": "01:00", "to": "02:00", "time_zone": "Moon/Base"}}}),
+            ),
+            "rules[0].when.window.time_zone: there is no time zone \"Moon/Base\"",
+        ),
+        (
+            json!({"rules": [timed("a", 1, "08:00", "12:00"), timed("b", 2, "11:00", "13:00")]}),
+            "rules[1].when.window: overlaps the window of rule a",
+        ),
+        (
+            json!({"rules": [timed("a", 1, "08:00", "12:00"), timed("a", 1, "12:00", "13:00")]}),
+            "rules[1].name: a is there more",
+        ),
+        (json!({"failures": {"gravity": {"then": "next"}}}), "failures.gravity: is no cause"),
+        (
+            json!({"failures": {"deadline_exceeded": {"then": "next"}}}),
+            "failures.deadline_exceeded: ends the request always",
+        ),
+        (json!({"failures": {"upstream_cut": {"then": "pray"}}}), "failures.upstream_cut.then: \"pray\" is not known"),
+        (json!({"failures": {"upstream_cut": {"then": "retry"}}}), "failures.upstream_cut.retries: must be"),
+        (
+            json!({"failures": {"upstream_cut": {"then": "retry", "retries": 99}}}),
+            "failures.upstream_cut.retries: must be at most",
+        ),
+        (json!({"surprise": 1}), "surprise: unknown field"),
+    ];
+    assert_eq!(problems(EntityKind::Policy, policy_with(json!({}))), "");
+    for (change, expected) in table {
+        let problems = problems(EntityKind::Policy, policy_with(change.clone()));
+        assert!(problems.lines().any(|line| line.starts_with(expected)), "{change}: {expected}: {problems}");
+    }
+    // Windows that do not meet, and the same tier, are no contradiction.
+    let apart = json!({"rules": [timed("a", 1, "08:00", "12:00"), timed("b", 2, "12:00", "13:00"), timed("c", 1, "08:00", "09:00")]});
+    assert_eq!(problems(EntityKind::Policy, policy_with(apart)), "");
+    // What is read is shown as it was written.
+    let document = object(policy_with(json!({})));
+    let (id, entity) = parse(EntityKind::Policy, document.clone(), None).unwrap();
+    let (shown, written) = (Value::Object(show(&id, &entity)), Value::Object(document));
+    for (name, value) in written.as_object().unwrap() {
+        assert_eq!(&shown[name], value, "{name}");
+    }
+}
+
 #[test]
 fn all_problems_are_listed_at_once() {
     let document =

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use proptest::prelude::*;
+
 use super::tier::in_order;
 use super::*;
 use crate::domain::{DeploymentId, OrganizationId, PicoUsd};
@@ -78,6 +80,7 @@ fn policy() -> Policy {
     }
 }
 
+#[derive(Debug)]
 struct World {
     control: Tables,
     organization: OrganizationId,
@@ -472,4 +475,51 @@ fn an_answer_that_falls_short_goes_to_the_next_tier_that_the_plan_has() {
     assert_eq!(models(&next(&world).unwrap()), ["opus"]);
     world.plan(Plan { tiers: vec![1], ..Plan::default() });
     assert_eq!(next(&world), None);
+}
+
+prop_compose! {
+    /// Any request to the policy, of any organization.
+    fn any_world()(
+        permille in proptest::array::uniform6(0u16..=1_000),
+        (tools, images, tokens) in (0u32..2, 0u32..2, 1u64..200_000),
+        format in 0usize..3,
+        tiers in proptest::collection::vec(1u8..=4, 0..3),
+        is_vip in any::<bool>(),
+        id in 0u32..1_000,
+        weights in proptest::array::uniform2(0u64..5),
+    ) -> World {
+        let mut policy = policy();
+        policy.vip_tier = Some(4);
+        policy.tiers[2].weights = weights.to_vec();
+        let mut world = World::new(policy).likely(permille);
+        let response_format = [ResponseFormat::Text, ResponseFormat::JsonObject, ResponseFormat::JsonSchema][format];
+        world.features = Features { tools, images, input_tokens: Some(tokens), response_format, ..world.features };
+        world.user_tier = is_vip.then(|| "vip".to_owned());
+        world.request_id = RequestId::parse(&format!("r{id}")).unwrap();
+        if !tiers.is_empty() {
+            world.plan(Plan { tiers, ..Plan::default() });
+        }
+        world
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_route_never_has_what_the_plan_forbids_what_lacks_something_or_what_is_too_small(world in any_world()) {
+        let Ok(route) = world.route_under(Health::Unknown) else { return Ok(()) };
+        let terms = world.control.terms(&world.organization, None).unwrap();
+        let mut seen = std::collections::BTreeSet::new();
+        for candidate in &route.routed.candidates {
+            let (_, model) = world.control.model(&candidate.model).unwrap();
+            let can = |capability: &str| model.value.capabilities.iter().any(|has| has == capability);
+            let features = &world.features;
+            prop_assert!(terms.allow(&candidate.model, &model.value), "{candidate:?}");
+            prop_assert!(features.tools == 0 || can("tools"), "{candidate:?}");
+            prop_assert!(features.images == 0 || can("vision"), "{candidate:?}");
+            prop_assert!(features.response_format != ResponseFormat::JsonSchema || can("json_schema"), "{candidate:?}");
+            prop_assert!(features.input_tokens.unwrap() < model.value.context_window, "{candidate:?}");
+            prop_assert!(seen.insert(&candidate.deployment), "{candidate:?} is there twice");
+        }
+        prop_assert_eq!(world.route_under(Health::Unknown).unwrap(), route);
+    }
 }

@@ -282,3 +282,20 @@ fn a_context_that_is_too_long_goes_to_a_larger_one() {
     let (_, commands) = driver.end(1, failed(FailureClass::ContextTooLong), Summary::default(), 0);
     assert_eq!(deployment_of(&commands), "four-a");
 }
+
+proptest::proptest! {
+    #[test]
+    fn what_is_broken_is_never_called_while_somebody_sound_is_there(states in proptest::array::uniform3(0u8..3)) {
+        let of = |state: u8| [HealthState::Sound, HealthState::Broken, HealthState::Cooling][usize::from(state)];
+        let ids = ["two-a", "two-b", "three-a"];
+        let mut driver = driver(policy());
+        driver.health = ids.iter().zip(states).map(|(id, state)| standing(id, of(state))).collect();
+        let (_, commands) = driver.ask(&hello("auto"));
+        let expected = ids.iter().zip(states).find(|(_, state)| *state == 0)
+            .or_else(|| ids.iter().zip(states).find(|(_, state)| *state == 1));
+        match expected {
+            Some((id, _)) => assert_eq!(deployment_of(&commands), *id),
+            None => assert_eq!(answered(&commands).2.error.as_ref().unwrap().code, "upstream_cooling"),
+        }
+    }
+}
