@@ -37,11 +37,13 @@ pub struct Passed {
     pub health: Vec<Standing>,
 }
 
-/// Which of the deployments that are not sound may be called: the broken ones only when nobody else can.
+/// Which of the deployments that are not sound may be called: the broken ones when nobody else can, those whose provider asked
+/// to be left alone when nobody is left at all. A call may succeed, and its refusal costs nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Resort {
     Sound,
     Broken,
+    Cooling,
 }
 
 /// What the same commit changes before the new attempt counts: the attempt before it, which has ended.
@@ -78,7 +80,7 @@ struct Left {
 
 impl Question<'_> {
     /// The first of the candidates from `first` on that is sound, whose model has room and whose worst case can be paid; when
-    /// there is none, one that is broken: it may answer after all, and nobody else will. One that is cooling is not called.
+    /// there is none, one that is broken, and then one that is cooling: it may answer after all, and nobody else will.
     /// Adds who was passed over.
     ///
     /// # Errors
@@ -90,12 +92,14 @@ impl Question<'_> {
         may_step_down: bool,
         passed: &mut Passed,
     ) -> Result<Offer, Box<Refusal>> {
-        match self.offer_of(Resort::Sound, candidates, first, may_step_down, passed) {
-            Err(_) if passed.health.iter().any(|of| of.state == HealthState::Broken) => {
-                self.offer_of(Resort::Broken, candidates, first, may_step_down, passed)
+        let is_passed = |passed: &Passed, state| passed.health.iter().any(|of| of.state == state);
+        let mut offer = self.offer_of(Resort::Sound, candidates, first, may_step_down, passed);
+        for (resort, state) in [(Resort::Broken, HealthState::Broken), (Resort::Cooling, HealthState::Cooling)] {
+            if offer.is_err() && is_passed(passed, state) {
+                offer = self.offer_of(resort, candidates, first, may_step_down, passed);
             }
-            offer => offer,
         }
+        offer
     }
 
     fn offer_of(
@@ -108,7 +112,6 @@ impl Question<'_> {
     ) -> Result<Offer, Box<Refusal>> {
         let left = self.left();
         let (mut limited, mut short) = (None::<Exceeded>, None::<(u8, Box<Refusal>)>);
-        let mut cooling_until = None::<Option<Timestamp>>;
         for (index, candidate) in candidates.iter().enumerate().skip(first) {
             if short.as_ref().is_some_and(|(tier, _)| candidate.tier >= *tier) {
                 continue;
@@ -120,11 +123,7 @@ impl Question<'_> {
             }
             let standing = self.health.of(&candidate.deployment);
             let is_passed_over = match standing.state {
-                HealthState::Cooling => {
-                    let earlier = |known: Option<Timestamp>| known.into_iter().chain(standing.until).min();
-                    cooling_until = Some(earlier(cooling_until.flatten()));
-                    true
-                }
+                HealthState::Cooling => resort != Resort::Cooling,
                 HealthState::Broken => resort == Resort::Sound,
                 HealthState::Sound | HealthState::Unknown => false,
             };
@@ -163,11 +162,10 @@ impl Question<'_> {
                 }
             }
         }
-        Err(match (short, limited, cooling_until) {
-            (Some((_, refusal)), ..) => refusal,
-            (None, Some(exceeded), _) => refusal::limited(&exceeded),
-            (None, None, Some(until)) => refusal::cooling(until, self.at).into(),
-            (None, None, None) => refusal::no_price(candidates.first().map_or("", |c| c.model.as_str())).into(),
+        Err(match (short, limited) {
+            (Some((_, refusal)), _) => refusal,
+            (None, Some(exceeded)) => refusal::limited(&exceeded),
+            (None, None) => refusal::no_price(candidates.first().map_or("", |c| c.model.as_str())).into(),
         })
     }
 

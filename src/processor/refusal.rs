@@ -171,16 +171,6 @@ pub fn context_length(tokens: u64, window: u64) -> ApiError {
     }
 }
 
-/// The code of [`cooling`].
-pub const COOLING: &str = "upstream_cooling";
-
-/// Every deployment that could answer has been asked by its provider to wait.
-pub fn cooling(until: Option<Timestamp>, at: Timestamp) -> ApiError {
-    let message = "every deployment that could answer is resting after its provider's 429; try again later";
-    let wait = until.map_or(1_000, |until| u64::try_from(until.since(at).as_millis()).unwrap_or(u64::MAX));
-    ApiError { retry_after_ms: Some(wait), ..error(429, "rate_limit_error", COOLING, message) }
-}
-
 /// A request that was asked before; its answer is being given, or was.
 pub fn duplicate(open: bool) -> ApiError {
     let message = match open {

@@ -72,6 +72,15 @@ async fn deployments_that_fail_stall_limit_and_cut_are_left_behind_as_the_policy
         process.ready().await;
         let secret = crate::stack::fixture::key(&world.config, crate::stack::stream::ORGANIZATION);
 
+        // Who would answer is told without a call.
+        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let body = json!({"model": "auto", "messages": [{"role": "user", "content": "Where is my order?"}]});
+        let asked = client.post(format!("{}/v1/route", process.facade)).bearer_auth(&secret).json(&body);
+        let route: serde_json::Value = asked.send().await.expect("an answer").json().await.expect("JSON");
+        assert_eq!((&route["object"], &route["model"], &route["tier"]), (&json!("route"), &json!(FAILS), &json!(2)));
+        assert_eq!(route["candidates"].as_array().map(Vec::len), Some(5), "{route}");
+        assert_eq!(simulator.stats().requests, 0);
+
         let mut broken_off = 0;
         for n in 0..REQUESTS {
             let (text, model) = ask(&process, &secret, &format!("sick-{n}")).await;

@@ -422,8 +422,8 @@ async fn a_provider_that_stalls_refuses_or_is_down_is_told_honestly_and_hurts_no
         // A whole answer has no first token, only its deadline.
         ("stall", false, 504, "deadline_exceeded", None),
         ("pause", true, 200, "upstream_stalled", None),
-        ("status=503", true, 502, "upstream_error", Some("7")),
-        ("status=503", false, 502, "upstream_error", Some("7")),
+        ("status=503", true, 503, "upstream_overloaded", Some("7")),
+        ("status=503", false, 503, "upstream_overloaded", Some("7")),
         ("status=429", true, 429, "upstream_rate_limited", Some("7")),
         ("status=429", false, 429, "upstream_rate_limited", Some("7")),
     ];

@@ -28,12 +28,12 @@ fn inner(object: Object) -> Option<Value> {
 
 #[derive(Debug, Clone, Args)]
 pub struct LimitFlags {
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub requests_per_minute: Option<u64>,
     /// Input and output together
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub tokens_per_minute: Option<u64>,
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub concurrent_requests: Option<u64>,
 }
 
@@ -103,7 +103,7 @@ pub struct PlanFields {
     #[arg(long = "tier", value_name = "1-4")]
     pub tiers: Vec<u8>,
     /// Tokens that an answer may have where the client names no cap
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", allow_hyphen_values = true)]
     pub output_cap: Option<u64>,
     #[command(flatten)]
     pub limits: LimitFlags,
@@ -172,7 +172,7 @@ pub struct PolicyFields {
     pub description: Option<String>,
     #[arg(long, value_name = "1-4")]
     pub default_tier: Option<u8>,
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub max_attempts: Option<u32>,
     /// A model that is tried when the tier's have failed; repeat it for more, in order
     #[arg(long, value_name = "MODEL")]
