@@ -138,3 +138,48 @@ async fn deployments_that_fail_stall_limit_and_cut_are_left_behind_as_the_policy
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_answer_that_is_cut_by_length_is_asked_for_one_tier_up_and_both_are_charged() {
+    suite::case("an escalation", async || {
+        let auto = "auto".parse().expect("a name");
+        let tier =
+            |tier, model: &str| PolicyTier { tier, candidates: vec![model.parse().expect("a name")], weights: vec![] };
+        let tiers = vec![tier(2, FAILS), tier(3, WELL)];
+        let policy = Policy { escalation: vec!["length".to_owned()], tiers, ..Policy::default() };
+        let world = World::with(&Engines::shared(), "escalates", None, |seeds| {
+            seeds.policies.insert(auto, policy);
+        })
+        .await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let behavior = Options { behavior: Behavior::instant(), ..Options::default() };
+        let simulator = Server::start(behavior, listener).expect("a simulator");
+        let mut config = world.config.clone();
+        config.providers.upstream_override = Some(simulator.base_url());
+        let mut process = Process::start(&config, Launch { instance: "escalates", ..Launch::default() });
+        process.ready().await;
+        let secret = crate::stack::fixture::key(&world.config, crate::stack::stream::ORGANIZATION);
+        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let body = json!({"model": "auto", "max_tokens": 3, "messages": [{"role": "user", "content": "Where is it?"}]});
+        let request = client.post(format!("{}/v1/chat/completions", process.facade)).bearer_auth(&secret);
+        let answer = request.header("x-request-id", "short").json(&body).send().await.expect("an answer");
+        let header = |name: &str| answer.headers().get(name).map(|value| value.to_str().expect("text").to_owned());
+        assert_eq!(
+            (header("x-tollstream-model").as_deref(), header("x-tollstream-tier").as_deref()),
+            (Some(WELL), Some("3"))
+        );
+        let mut journal = world.journal();
+        journal.until("it is settled", |read| read.is_over("short").then_some(()));
+        let read = journal.read_all();
+        let decided = read.of("short");
+        let postings: Vec<(&str, Option<&str>)> =
+            decided.postings.iter().map(|of| (of.model.as_str(), of.shortfall.as_deref())).collect();
+        assert_eq!(postings, [(FAILS, Some("length")), (WELL, Some("length"))]);
+        let cost = decided.postings.iter().map(|of| of.cost_pico_usd.expect("a cost")).sum();
+        let settled = &decided.settled[0];
+        assert_eq!((settled.outcome, settled.attempts, settled.cost_pico_usd), (Outcome::Completed, 2, Some(cost)));
+        world.audit_with_rows().await;
+        process.stop().await;
+    })
+    .await;
+}
