@@ -327,6 +327,14 @@ mod tests {
         let policy = json!({"aliases": ["auto"]});
         let refused = decide(&tables, update(EntityKind::Model, name.as_str(), policy, None), NOW).unwrap_err();
         assert!(refused.to_string().contains("auto is also the name or an alias of policy auto"), "{refused}");
+        let known =
+            |change| decide(&tables, update(EntityKind::Policy, "auto", change, None), NOW).unwrap_err().to_string();
+        let twice = known(json!({"fallback": ["llama-3.2-3b-instruct", "llama-3.2"]}));
+        assert!(twice.contains("fallback: llama-3.2 is llama-3.2-3b-instruct, which is there already"), "{twice}");
+        let nobody = known(json!({"fallback": ["nobody"]}));
+        assert!(nobody.contains("fallback: nobody is no model or alias"), "{nobody}");
+        let plan = known(json!({"rules": [{"name": "r", "tier": 1, "when": {"plans": ["gone"]}}]}));
+        assert!(plan.contains("rules[0].when.plans: there is no plan gone"), "{plan}");
         let used = delete(EntityKind::Model, seeds.policies["auto"].tiers[0].candidates[0].as_str());
         assert!(matches!(decide(&tables, used, NOW), Err(Refusal::InUse { .. })));
     }

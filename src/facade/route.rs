@@ -96,7 +96,7 @@ pub fn shown(route: &router::Route, features: &Features) -> Value {
         "tiering": route.routed.tiering,
         "likelihoods_permille": features.likelihoods,
         "measures": features.measures,
-        "classifier": features.likelihoods.map(|_| Builtin::new().version().to_owned()),
+        "classifier": features.measures.map(|_| Builtin::new().version().to_owned()),
         "input_tokens": features.input_tokens,
         "max_attempts": route.routed.max_attempts,
         "candidates": candidates,

@@ -95,9 +95,23 @@ pub const fn ends_always(class: FailureClass) -> bool {
 
 const fn by_default(class: FailureClass) -> Then {
     match class {
-        FailureClass::BadRequest | FailureClass::ContentFilter => Then::End,
-        _ if ends_always(class) => Then::End,
-        _ => Then::Next,
+        FailureClass::BadRequest | FailureClass::ContentFilter | FailureClass::Deadline | FailureClass::NoRoom => {
+            Then::End
+        }
+        FailureClass::Connect
+        | FailureClass::ConnectTimeout
+        | FailureClass::FirstTokenTimeout
+        | FailureClass::BetweenTokensTimeout
+        | FailureClass::RateLimited
+        | FailureClass::QuotaExhausted
+        | FailureClass::Overloaded
+        | FailureClass::Authentication
+        | FailureClass::Configuration
+        | FailureClass::ContextTooLong
+        | FailureClass::Upstream
+        | FailureClass::Garbage
+        | FailureClass::Cut
+        | FailureClass::TooLarge => Then::Next,
     }
 }
 

@@ -207,19 +207,8 @@ fn usage_of(open: &OpenRequest, report: &AttemptReport) -> (TokenUsage, UsageSou
         return (TokenUsage { input, output, ..usage }, UsageSource::Estimated);
     }
     // An error inside an answer that began well is no proof: the provider may have read the prompt by then.
-    let refused = matches!(&report.end, AttemptEnd::Failed(failure) if failure.upstream_status != Some(200) && matches!(
-        failure.class,
-        FailureClass::Connect
-            | FailureClass::ConnectTimeout
-            | FailureClass::RateLimited
-            | FailureClass::QuotaExhausted
-            | FailureClass::Overloaded
-            | FailureClass::Authentication
-            | FailureClass::Configuration
-            | FailureClass::BadRequest
-            | FailureClass::ContextTooLong
-            | FailureClass::ContentFilter
-    ));
+    let refused = matches!(&report.end, AttemptEnd::Failed(failure)
+        if failure.upstream_status != Some(200) && failure.class.is_refusal());
     let answered_with_an_error = matches!(&report.end, AttemptEnd::Failed(failure)
         if failure.upstream_status.is_some_and(|status| status >= 300));
     if !report.called || (report.content_frames == 0 && (refused || answered_with_an_error)) {
@@ -234,26 +223,8 @@ fn is_unseen(report: &AttemptReport) -> bool {
     let breaks_off = match &report.end {
         AttemptEnd::Completed => false,
         AttemptEnd::Cancelled => true,
-        AttemptEnd::Failed(failure) => match failure.class {
-            FailureClass::FirstTokenTimeout
-            | FailureClass::BetweenTokensTimeout
-            | FailureClass::Deadline
-            | FailureClass::Garbage
-            | FailureClass::Cut
-            | FailureClass::TooLarge
-            | FailureClass::NoRoom => true,
-            FailureClass::Connect
-            | FailureClass::ConnectTimeout
-            | FailureClass::RateLimited
-            | FailureClass::QuotaExhausted
-            | FailureClass::Overloaded
-            | FailureClass::Authentication
-            | FailureClass::Configuration
-            | FailureClass::BadRequest
-            | FailureClass::ContextTooLong
-            | FailureClass::ContentFilter
-            | FailureClass::Upstream => false,
-        },
+        // An error of its own is an end, not a break.
+        AttemptEnd::Failed(failure) => !failure.class.is_refusal() && failure.class != FailureClass::Upstream,
     };
     breaks_off && report.summary.text_bytes == 0
 }

@@ -270,8 +270,6 @@ fn decide_attempt_ended(state: &State, report: &AttemptReport, context: &Context
         Decision { facts, commands: vec![again.call], health: again.health, ..decided.clone() }
     };
     let next = fallback::next(context.control, open, report, context.at);
-    // What was passed over for its health, when nobody was called in the end.
-    let mut health = Vec::new();
     let (outcome, status, error) = match next {
         Next::Settle { outcome, status, error } => (outcome, status, error),
         Next::Escalate { shortfall } => match escalate(state, open, &report.key, &shortfall, &posting, context) {
@@ -288,7 +286,7 @@ fn decide_attempt_ended(state: &State, report: &AttemptReport, context: &Context
             }
         }
         Next::Call { first, context_above, error } => {
-            let anew = Anew { context_above, health: Some(&mut health), ..Anew::from(&open.routed.candidates, first) };
+            let anew = Anew { context_above, ..Anew::from(&open.routed.candidates, first) };
             match call_again(state, open, &report.key, anew, &posting, context) {
                 Some(again) => return goes_on(again),
                 // None of the others is there, has room, is sound, or can be paid.
@@ -297,24 +295,28 @@ fn decide_attempt_ended(state: &State, report: &AttemptReport, context: &Context
         }
     };
     let settled = inference::settlement(open, &posting, outcome, status, context.at);
-    // An answer that fell short is given when the next tier gave none.
-    let (answered_by, body) = match (&open.escalated, &report.earlier, &report.end) {
-        (Some(first), Some(earlier), AttemptEnd::Failed(_)) if outcome == Outcome::Completed => {
-            (first, Some(earlier.clone()))
-        }
-        _ => (&open.routed.candidates[open.candidate], report.body.clone()),
-    };
-    let terminal = Terminal {
-        head: Some(head_of(answered_by)),
-        body,
+    let last = Terminal {
+        head: Some(head_of(&open.routed.candidates[open.candidate])),
+        body: report.body.clone(),
         usage: Some(posting.usage),
         cost_pico_usd: settled.cost_pico_usd,
         finish_reason: posting.finish_reason.clone(),
         error,
         ..Terminal::of(outcome)
     };
+    // An answer that fell short is given when the next tier gave none. What it used is in its body, and in its posting.
+    let terminal = match (&open.escalated, &report.earlier, &report.end) {
+        (Some(first), Some(earlier), AttemptEnd::Failed(_)) if outcome == Outcome::Completed => Terminal {
+            head: Some(head_of(first)),
+            body: Some(earlier.clone()),
+            usage: None,
+            finish_reason: None,
+            ..last
+        },
+        _ => last,
+    };
     let answer = answer(&report.key, open, settled.content_frames, terminal, context);
-    Decision { facts: ended(posting, booked, settled), commands: vec![answer], health, ..decided }
+    Decision { facts: ended(posting, booked, settled), commands: vec![answer], ..decided }
 }
 
 /// The next tier is asked for what an answer lacks.
@@ -381,13 +383,11 @@ struct Anew<'a> {
     context_above: Option<u64>,
     /// The same deployment is called again, whatever its health.
     is_same: bool,
-    /// Takes whose health was a reason, when nobody is called.
-    health: Option<&'a mut Vec<Standing>>,
 }
 
 impl<'a> Anew<'a> {
     const fn from(candidates: &'a [Candidate], first: usize) -> Self {
-        Self { candidates, first, delay_ms: 0, context_above: None, is_same: false, health: None }
+        Self { candidates, first, delay_ms: 0, context_above: None, is_same: false }
     }
 
     const fn same(candidate: &'a [Candidate], delay_ms: u64) -> Self {
@@ -428,12 +428,7 @@ fn call_again(
         context_above: anew.context_above,
     };
     let mut passed = Passed::default();
-    let Ok(offer) = question.offer(anew.candidates, anew.first, true, &mut passed) else {
-        if let Some(health) = anew.health {
-            *health = passed.health;
-        }
-        return None;
-    };
+    let offer = question.offer(anew.candidates, anew.first, true, &mut passed).ok()?;
     let started = AttemptStarted { delay_ms: anew.delay_ms, ..offer.started };
     let candidate = &anew.candidates[offer.index];
     let call = call(context.control, key.clone(), candidate, &started, &open.admitted, &open.context)?;

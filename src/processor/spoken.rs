@@ -1,7 +1,7 @@
 //! What was said in a conversation, as far as its intent is read from it: bounded copies, made while the body is read.
 
 use super::intent::{self, Classifier, Conversation, TEXT_BYTES_MAX};
-use crate::records::journal::{Features, Likelihoods, Measures};
+use crate::records::journal::{Features, Likelihoods};
 
 /// A text of which only the beginning and the end are kept when it is long: people say what they want in one of the two.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -98,21 +98,11 @@ impl Spoken {
             earlier_assistant: earlier_assistant.as_deref(),
             turns: self.users.saturating_sub(1),
         };
-        let [greeting, faq, basic_support, complex_question, sales_negotiation, high_value] =
-            classifier.classify(&conversation).0;
-        let likelihoods = Likelihoods { greeting, faq, basic_support, complex_question, sales_negotiation, high_value };
-        features.likelihoods = Some(likelihoods);
-        let measured = intent::measures(&conversation);
-        features.measures = Some(Measures {
-            words: measured.words,
-            questions: measured.questions,
-            code_lines: measured.code_lines,
-            numbers: measured.numbers,
-            list_items: measured.list_items,
-            constraints: measured.constraints,
-            turns: measured.turns,
-            portuguese: measured.portuguese,
+        features.likelihoods = classifier.classify(&conversation).map(|likelihoods| {
+            let [greeting, faq, basic_support, complex_question, sales_negotiation, high_value] = likelihoods.0;
+            Likelihoods { greeting, faq, basic_support, complex_question, sales_negotiation, high_value }
         });
+        features.measures = Some(intent::measures(&conversation));
     }
 }
 

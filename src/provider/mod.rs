@@ -148,6 +148,30 @@ impl FailureClass {
         Self::NoRoom,
     ];
 
+    /// Whether the provider did no work on the request: it got nothing, or refused it.
+    pub const fn is_refusal(self) -> bool {
+        match self {
+            Self::Connect
+            | Self::ConnectTimeout
+            | Self::RateLimited
+            | Self::QuotaExhausted
+            | Self::Overloaded
+            | Self::Authentication
+            | Self::Configuration
+            | Self::BadRequest
+            | Self::ContextTooLong
+            | Self::ContentFilter => true,
+            Self::FirstTokenTimeout
+            | Self::BetweenTokensTimeout
+            | Self::Deadline
+            | Self::Upstream
+            | Self::Garbage
+            | Self::Cut
+            | Self::TooLarge
+            | Self::NoRoom => false,
+        }
+    }
+
     /// The class that facts name so.
     pub fn from_code(code: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|class| class.code() == code)

@@ -346,7 +346,7 @@ pub struct Features {
     pub input_tokens: Option<u64>,
     #[serde(default)]
     pub response_format: ResponseFormat,
-    /// `None`: the classifier was not asked.
+    /// `None`: the classifier was not asked, or did not understand the text.
     #[serde(default)]
     pub likelihoods: Option<Likelihoods>,
     /// `None`: not taken.

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 use tokio::net::TcpListener;
+use tollstream::provider::FailureClass;
 use tollstream::records::Outcome;
-use tollstream::records::policy::{Policy, PolicyTier};
+use tollstream::records::policy::{FailureRule, Policy, PolicyTier, Then};
 use tollstream::simulate::{Behavior, Options, Server};
 
 use super::suite;
@@ -133,6 +134,49 @@ async fn deployments_that_fail_stall_limit_and_cut_are_left_behind_as_the_policy
         }
         world.assert_rows_are_the_journal(world.journal().read_all()).await;
         // With every route decided again.
+        world.audit_with_rows().await;
+        process.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_is_made_as_late_as_the_provider_says_and_then_the_next_one_answers() {
+    suite::case("a retry", async || {
+        let auto = "auto".parse().expect("a name");
+        let retry = FailureRule {
+            cause: FailureClass::Overloaded.code().to_owned(),
+            then: Then::Retry,
+            retries: 1,
+            backoff_ms: 1,
+        };
+        let candidates = [FAILS, WELL].map(|name| name.parse().expect("a name")).to_vec();
+        let tiers = vec![PolicyTier { tier: 2, candidates, weights: vec![] }];
+        let policy = Policy { failures: vec![retry], tiers, ..Policy::default() };
+        let world = World::with(&Engines::shared(), "retries", None, |seeds| {
+            seeds.policies.insert(auto, policy);
+        })
+        .await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let faults = vec![format!("{FAILS}@status=503;retry-after=1").parse().expect("a fault")];
+        let behavior = Behavior { faults, ..Behavior::instant() };
+        let simulator = Server::start(Options { behavior, ..Options::default() }, listener).expect("a simulator");
+        let mut config = world.config.clone();
+        config.providers.upstream_override = Some(simulator.base_url());
+        let mut process = Process::start(&config, Launch { instance: "retries", ..Launch::default() });
+        process.ready().await;
+        let secret = crate::stack::fixture::key(&world.config, crate::stack::stream::ORGANIZATION);
+        let (text, model) = ask(&process, &secret, "again").await;
+        assert!(text.contains("[DONE]") && model.as_deref() == Some(WELL), "{text}");
+        let mut journal = world.journal();
+        journal.until("it is settled", |read| read.is_over("again").then_some(()));
+        let decided = journal.read_all().of("again");
+        let models: Vec<&str> = decided.postings.iter().map(|of| of.model.as_str()).collect();
+        assert_eq!(models, [FAILS, FAILS, WELL]);
+        assert_eq!(decided.postings[0].retry_after_ms, Some(1_000));
+        // By the owner's clock, so that the wait is seen and not how fast this machine is.
+        assert!(decided.settled[0].duration_ms >= 1_000, "{:?}", decided.settled);
+        assert_eq!(simulator.stats().requests, 3);
         world.audit_with_rows().await;
         process.stop().await;
     })

@@ -100,6 +100,35 @@ async fn without_an_admin_key_it_says_how_to_get_one() {
 }
 
 #[tokio::test]
+async fn how_the_deployments_do_is_told_to_operators_and_in_the_metrics() {
+    use crate::processor::health::{Deployments, Ended};
+    use crate::provider::FailureClass;
+    let deployments = Deployments::default();
+    let (id, now) = ("sick".parse().unwrap(), crate::runtime::clock::now());
+    let failed = Ended::Failed { class: FailureClass::Upstream, retry_after: None };
+    for _ in 0..5 {
+        let mut board = deployments.lock().unwrap();
+        board.started(&id, now);
+        board.ended(&id, failed, now);
+    }
+    let metrics = telemetry::Metrics::default();
+    crate::runtime::deployments::register(&metrics, &deployments);
+    let text = metrics.encode().unwrap();
+    for line in
+        ["tollstream_deployment_sound{deployment=\"sick\"} 0", "tollstream_deployment_in_flight{deployment=\"sick\"} 0"]
+    {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    assert!(!text.contains("tollstream_deployment_latency_milliseconds{"), "unknown is no number: {text}");
+    let listening = Listening::with(Operators { deployments, ..of(fixtures::tables(), Some(ADMIN)) }).await;
+    let (status, body) = listening.get("/admin/v1/providers", ADMIN).await;
+    let sick = &body["data"][0];
+    assert_eq!((status, &sick["deployment"], &sick["state"]), (200, &json!("sick"), &json!("BROKEN")), "{body}");
+    assert_eq!((&sick["window_failed"], &sick["last_failure"]), (&json!(5), &json!("upstream_error")), "{body}");
+    assert_eq!(listening.get("/admin/v1/providers", fixtures::KEY).await.0, 403);
+}
+
+#[tokio::test]
 async fn nobody_is_let_in_before_control_is_read_to_its_end() {
     let operators = Operators { control: Control::starting(), ..of(fixtures::tables(), Some(ADMIN)) };
     let listening = Listening::with(operators).await;

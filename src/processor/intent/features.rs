@@ -21,6 +21,11 @@ impl Feature<'_> {
         }
     }
 
+    /// The word that it is; numbers are none.
+    pub(super) fn word(&self) -> Option<&str> {
+        (self.kind == WORD && self.first != "0").then_some(self.first)
+    }
+
     /// Of the name.
     pub(super) fn hash(&self) -> u64 {
         let hash = Fnv::new().then(self.kind).then("=").then(self.first);
@@ -31,6 +36,8 @@ impl Feature<'_> {
     }
 }
 
+/// The kind of single words.
+const WORD: &str = "w";
 /// Words of a message up to which what was said before it is looked at, too.
 const SHORT_WORDS: usize = 12;
 
@@ -69,7 +76,7 @@ fn plain(tell: &mut dyn FnMut(Feature<'_>), kind: &'static str, first: &str) {
 fn of_words(words: &Words, tell: &mut dyn FnMut(Feature<'_>)) {
     let mut before = "";
     for word in words.iter() {
-        plain(tell, "w", word);
+        plain(tell, WORD, word);
         if !before.is_empty() {
             tell(Feature { kind: "b", first: before, second: word });
         }

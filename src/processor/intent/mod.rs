@@ -16,6 +16,8 @@ use hash::{Fnv, Hashed};
 use lexicon::Lexicon;
 use text::Words;
 
+use crate::records::journal::Measures;
+
 /// The intents that the classifier knows.
 pub const INTENTS: [&str; 6] =
     ["greeting", "faq", "basic_support", "complex_question", "sales_negotiation", "high_value"];
@@ -45,23 +47,10 @@ pub struct Likelihoods(pub [u16; INTENTS.len()]);
 
 /// Tells what a request is about: the same for the same conversation, on every machine.
 pub trait Classifier: Send + Sync {
-    fn classify(&self, conversation: &Conversation<'_>) -> Likelihoods;
+    /// `None`: it does not understand the text, which is in another language or in none.
+    fn classify(&self, conversation: &Conversation<'_>) -> Option<Likelihoods>;
     /// Changes whenever its answers may.
     fn version(&self) -> &str;
-}
-
-/// Counts by which policies tell how complex a request is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Measures {
-    pub words: u32,
-    pub questions: u32,
-    pub code_lines: u32,
-    pub numbers: u32,
-    pub list_items: u32,
-    pub constraints: u32,
-    pub turns: u32,
-    /// Rather than English.
-    pub portuguese: bool,
 }
 
 /// The classifier that the program carries.
@@ -87,20 +76,38 @@ impl Builtin {
 }
 
 impl Classifier for Builtin {
-    fn classify(&self, conversation: &Conversation<'_>) -> Likelihoods {
-        let mut scores = MODEL.scores(conversation);
+    fn classify(&self, conversation: &Conversation<'_>) -> Option<Likelihoods> {
+        let Read { mut scores, words, known, bytes } = MODEL.read(conversation);
+        if bytes >= FOREIGN_BYTES_MIN && known * FOREIGN_SHARE < words {
+            return None;
+        }
         // "Yes, please do" asks for what was talked about.
         if let Some(earlier) = conversation.earlier_user.filter(|_| is_assent(conversation.last_user)) {
             let before = Conversation { last_user: earlier, earlier_user: None, earlier_assistant: None, turns: 0 };
-            scores.iter_mut().zip(MODEL.scores(&before)).for_each(|(score, earlier)| *score += earlier);
+            scores.iter_mut().zip(MODEL.read(&before).scores).for_each(|(score, earlier)| *score += earlier);
         }
-        softmax(scores)
+        Some(softmax(scores))
     }
 
     fn version(&self) -> &str {
         &MODEL.version
     }
 }
+
+/// What the features of a conversation come to.
+#[derive(Default)]
+struct Read {
+    scores: [i64; INTENTS.len()],
+    /// Of the last message: words, how many of them have weights, and their bytes.
+    words: usize,
+    known: usize,
+    bytes: usize,
+}
+
+/// A text of so many bytes of words is foreign when less than one in so many of them is known. Nearly every third word of
+/// English and Portuguese is.
+const FOREIGN_BYTES_MIN: usize = 12;
+const FOREIGN_SHARE: usize = 5;
 
 /// Words that say yes to what was offered, and most words of a message that says only that.
 const ASSENT: [&str; 14] =
@@ -114,18 +121,24 @@ fn is_assent(text: &str) -> bool {
 }
 
 impl Model {
-    fn scores(&self, conversation: &Conversation<'_>) -> [i64; INTENTS.len()] {
-        let mut scores = [0i64; INTENTS.len()];
+    fn read(&self, conversation: &Conversation<'_>) -> Read {
+        let mut read = Read::default();
         // Each counts once.
         let mut seen = vec![false; self.weights.len()];
         features(conversation, &mut |feature| {
-            if let Some((place, weights)) = self.weights.get(&feature.hash())
+            let found = self.weights.get(&feature.hash());
+            if let Some(word) = feature.word() {
+                read.words += 1;
+                read.known += usize::from(found.is_some());
+                read.bytes += word.len();
+            }
+            if let Some((place, weights)) = found
                 && !std::mem::replace(&mut seen[*place], true)
             {
-                scores.iter_mut().zip(weights).for_each(|(score, weight)| *score += i64::from(*weight));
+                read.scores.iter_mut().zip(weights).for_each(|(score, weight)| *score += i64::from(*weight));
             }
         });
-        scores
+        read
     }
 
     fn load() -> Self {

@@ -25,7 +25,7 @@ fn tier(likelihoods: &Likelihoods) -> u8 {
 }
 
 fn guess(text: &str) -> (&'static str, u8) {
-    let likelihoods = Builtin::new().classify(&said(text));
+    let likelihoods = Builtin::new().classify(&said(text)).unwrap();
     (likeliest(&likelihoods), tier(&likelihoods))
 }
 
@@ -92,12 +92,8 @@ fn a_word_alone_decides_nothing() {
 fn what_was_said_before_tells_what_a_short_answer_is_about() {
     let classifier = Builtin::new();
     let yes = |earlier_user, earlier_assistant| {
-        tier(&classifier.classify(&Conversation {
-            last_user: "yes please, do it",
-            earlier_user,
-            earlier_assistant,
-            turns: 1,
-        }))
+        let said = Conversation { last_user: "yes please, do it", earlier_user, earlier_assistant, turns: 1 };
+        tier(&classifier.classify(&said).unwrap())
     };
     let deal = yes(
         Some("we would renew for three years if you match the competitor's price per seat"),
@@ -107,19 +103,21 @@ fn what_was_said_before_tells_what_a_short_answer_is_about() {
 }
 
 #[test]
-fn odd_texts_are_likely_to_need_more_rather_than_less() {
+fn what_is_in_another_language_or_in_none_is_not_understood() {
     let classifier = Builtin::new();
-    for text in [
+    let foreign = [
         "日本語でお願いします。契約の条件を比較して、詳しく説明してください。",
+        "Пожалуйста, сравните оба договора и объясните подробно, какой из них выгоднее",
+        "Bitte vergleichen Sie beide Angebote und erklären Sie ausführlich, welche Klausel günstiger ist",
+        "Vertaa molempia tarjouksia ja selitä tarkasti, kumpi sopimuksen ehto sopii meille paremmin",
         "zxcv qwer asdf tyui ghjk bnmv poiu lkjh",
-        "",
-    ] {
-        let likelihoods = classifier.classify(&said(text));
-        assert!(likelihoods.0.iter().all(|permille| *permille <= 1_000), "{text}: {likelihoods:?}");
+    ];
+    for text in foreign.into_iter().map(str::to_owned).chain(["a".repeat(4_000)]) {
+        assert_eq!(classifier.classify(&said(&text)), None, "{text}");
     }
-    let unknown = "Bitte vergleichen Sie die beiden Angebote und erklären Sie ausführlich, welche Klausel für uns günstiger ist, \
-                   wenn wir nach zwei Jahren kündigen und vorher 40 Arbeitsplätze abbauen";
-    assert!(guess(unknown).1 >= 2, "{:?}", guess(unknown));
+    for text in ["", "👍👍", "?", "42", "ok", "oie", "bom dia, tudo bem com você?", "cadê meu pedido"] {
+        assert!(classifier.classify(&said(text)).is_some(), "{text}");
+    }
 }
 
 #[test]
@@ -158,7 +156,7 @@ proptest! {
             last_user: &text, earlier_user: before.as_deref(), earlier_assistant: before.as_deref(), turns,
         };
         let likelihoods = Builtin::new().classify(&conversation);
-        prop_assert_eq!(likelihoods.0.iter().sum::<u16>(), 1_000);
+        prop_assert!(likelihoods.is_none_or(|of| of.0.iter().sum::<u16>() == 1_000), "{:?}", likelihoods);
         prop_assert_eq!(Builtin::new().classify(&conversation), likelihoods);
         measures(&conversation);
     }
@@ -183,7 +181,7 @@ fn few_of_the_held_out_utterances_are_routed_below_their_label() {
     ];
     let classifier = Builtin::new();
     let mut matrix = [[0u32; INTENTS.len()]; INTENTS.len()];
-    let (mut below, mut above, mut right) = (0, 0, 0);
+    let (mut below, mut above, mut right, mut unread) = (0, 0, 0, 0);
     let utterances: Vec<Utterance> =
         files.iter().flat_map(|file| file.lines()).map(|line| serde_json::from_str(line).unwrap()).collect();
     for utterance in &utterances {
@@ -197,16 +195,22 @@ fn few_of_the_held_out_utterances_are_routed_below_their_label() {
             turns: messages[..last].iter().filter(|m| m.role == "user").count() as u32,
         });
         let label = INTENTS.iter().position(|intent| *intent == utterance.intent).unwrap();
-        let found = INTENTS.iter().position(|intent| *intent == likeliest(&likelihoods)).unwrap();
-        matrix[label][found] += 1;
-        let routed = tier(&likelihoods);
+        // What is not understood is of the default tier.
+        let routed = likelihoods.as_ref().map_or(2, tier);
+        match &likelihoods {
+            Some(likelihoods) => {
+                let found = INTENTS.iter().position(|intent| *intent == likeliest(likelihoods)).unwrap();
+                matrix[label][found] += 1;
+                right += u32::from(label == found);
+            }
+            None => unread += 1,
+        }
         below += u32::from(routed < TIERS[label]);
         above += u32::from(routed > TIERS[label]);
-        right += u32::from(label == found);
     }
     let all = utterances.len() as u32;
     let percent = |part: u32| f64::from(part) * 100.0 / f64::from(all);
-    println!("{all} held-out utterances: {:.1} % of intents right", percent(right));
+    println!("{all} held-out utterances: {:.1} % of intents right, {unread} not understood", percent(right));
     println!("routed below the label: {:.1} %, above: {:.1} %", percent(below), percent(above));
     for (intent, row) in INTENTS.iter().zip(matrix) {
         println!("{intent:18} {row:?}");

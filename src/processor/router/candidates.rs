@@ -53,14 +53,14 @@ fn needs(features: &Features) -> impl Iterator<Item = Need> {
 enum Stage {
     Unknown,
     NotInPlan,
-    Lacks(Lacking),
-    Context { window: u64, tokens: u64 },
+    /// What it lacks first.
+    Lacks(&'static str),
+    Context {
+        window: u64,
+        tokens: u64,
+    },
     NoPrice,
 }
-
-/// The first need that is not met, by its place among the needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Lacking(&'static str);
 
 pub(super) struct Selection<'a> {
     under: &'a Under<'a>,
@@ -116,7 +116,7 @@ impl<'a> Selection<'a> {
         }
         if let Some(need) = needs(features).find(|need| self.is_chosen && !need.is_met_by(model)) {
             let need = need.name();
-            return Err((Stage::Lacks(Lacking(need)), format!("lacks_{need}:{name}")));
+            return Err((Stage::Lacks(need), format!("lacks_{need}:{name}")));
         }
         // By its maker's count when there is a choice; when there is none, only what cannot fit by any count.
         let tokens = match self.is_chosen {
@@ -162,7 +162,7 @@ impl<'a> Selection<'a> {
         let model = asked.model.as_str();
         match self.furthest {
             Stage::NotInPlan => refusal::model_not_allowed(model),
-            Stage::Lacks(Lacking(need)) => refusal::not_capable(model, need),
+            Stage::Lacks(need) => refusal::not_capable(model, need),
             Stage::Context { window, tokens } => refusal::context_length(tokens, window),
             Stage::Unknown | Stage::NoPrice => refusal::no_price(model),
         }

@@ -99,7 +99,10 @@ fn intent_of<'a>(policy: &Policy, asked: &Asked<'a>, reasons: &mut Vec<String>) 
         }
         reasons.push(format!("unknown_intent:{given}"));
     }
-    let Some(likelihoods) = asked.features.likelihoods else { return none };
+    let Some(likelihoods) = asked.features.likelihoods else {
+        reasons.push("intent:not_understood".to_owned());
+        return none;
+    };
     let likelihoods = in_order(likelihoods);
     let tier_at = |index: usize| tier_of(INTENTS[index]).unwrap_or(policy.default_tier);
     let likeliest = (0..INTENTS.len()).max_by_key(|index| (likelihoods[*index], std::cmp::Reverse(*index)));

@@ -243,6 +243,11 @@ fn when_the_next_tier_fails_the_answer_that_there_is_is_given() {
     let terminal = answered(&commands).2;
     assert_eq!((terminal.body.as_deref(), &terminal.error), (Some(&b"first"[..]), &None));
     assert_eq!(terminal.head.as_ref().unwrap().deployment.as_str(), "two-a");
+    assert_eq!(
+        (terminal.usage, &terminal.finish_reason),
+        (None, &None),
+        "those of the failed call are not the answer's"
+    );
 }
 
 #[test]
