@@ -35,7 +35,13 @@ fn check_names_file_line_and_column_of_everything_that_is_wrong() {
     let table = [
         ("vip_tier = 4", "vip_tier = 9", line_of("vip_tier"), 1, "vip_tier: 9 has no [[tiers]]"),
         ("greeting = 1", "greeting = 7", line_of("greeting"), 1, "intents.greeting: 7 has no"),
-        ("\"claude-opus-4-6\", \"gpt-4-turbo\", \"claude-sonnet", "\"nobody\", \"claude-sonnet", line_of("fallback"), 1, "fallback: nobody is no model"),
+        (
+            "\"claude-opus-4-6\", \"gpt-4-turbo\", \"claude-sonnet",
+            "\"nobody\", \"claude-sonnet",
+            line_of("fallback"),
+            1,
+            "fallback: nobody is no model",
+        ),
         ("max_attempts = 3", "max_attempts = ", line_of("max_attempts"), 16, "TOML parse error"),
     ];
     for (from, to, line, column, problem) in table {
