@@ -17,6 +17,7 @@ pub mod provider;
 #[cfg(test)]
 mod random;
 pub mod records;
+pub mod replay;
 pub mod reprice;
 pub mod runtime;
 pub mod simulate;

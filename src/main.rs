@@ -42,6 +42,9 @@ enum Command {
     Organizations(cli::control::Command<cli::control::OrganizationFields>),
     /// What became of a request, from the journal: exit code 0 if it was found, 1 if not, 2 if it could not look
     Explain(cli::explain::Explain),
+    /// Yesterday's traffic through other policies, prices and plans: exit code 0, 1 if recorded decisions do not come out
+    /// again, 2 if it could not look
+    Replay(Box<cli::replay::Replay>),
     /// What the journal's calls would have cost at other prices: exit code 0, 1 if there are none, 2 if it could not look
     Reprice(cli::reprice::Reprice),
     /// API keys
@@ -110,6 +113,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Providers(args) => cli::providers::run(args).await,
         Command::Apply(args) => cli::control::apply::run(args).await,
         Command::Explain(args) => cli::explain::run(args).await,
+        Command::Replay(args) => cli::replay::run(*args).await,
         Command::Reprice(args) => cli::reprice::run(args).await,
         Command::Simulate(args) => cli::simulate::run(args).await.map(|()| ExitCode::SUCCESS),
     };

@@ -4,7 +4,7 @@
 //! `usage` and ClickHouse have of it; all are pure, and are given what is on the logs in the order of the logs. [`plan`] says
 //! what of the logs is read, [`reader`] reads it in bounded memory and gives it to them, [`stages`] what follows the journal. Which commits count is never decided here: `records::journal::Tenancy` says so.
 
-mod ahead;
+pub(crate) mod ahead;
 pub mod frames;
 pub mod journal;
 pub mod money;

@@ -91,7 +91,7 @@ pub struct Plan {
 }
 
 /// First and next offset of partitions.
-type Offsets = BTreeMap<i32, Range<i64>>;
+pub type Offsets = BTreeMap<i32, Range<i64>>;
 
 impl Plan {
     /// Asks the broker.
@@ -180,6 +180,28 @@ pub fn of_organization(reader: &Reader, organization: &OrganizationId) -> Result
         Ok(Extent { topic, partition, offsets })
     };
     Ok((whole(Topic::Journal, partition)?, whole(Topic::Control, 0)?))
+}
+
+/// What is kept of the journal, of `requests` and of control, as they end now: the journal first, so that control and
+/// `requests` have what it was decided on.
+///
+/// # Errors
+/// When the broker cannot be asked, or there is no journal.
+pub fn kept(reader: &Reader) -> Result<Kept, Error> {
+    let asker = Asker { reader, consumer: reader.consumer(GROUP)? };
+    let partitions: Vec<i32> = (0..asker.partitions(Topic::Journal)? as i32).collect();
+    let journal = asker.watermarks(Topic::Journal, &partitions)?;
+    let control = asker.watermarks(Topic::Control, &[0])?.remove(&0).unwrap_or(0..0);
+    let requests = asker.watermarks(Topic::Requests, &partitions)?;
+    Ok(Kept { journal, requests, control })
+}
+
+/// First and next offset of the topics' partitions.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    pub journal: Offsets,
+    pub requests: Offsets,
+    pub control: Range<i64>,
 }
 
 /// What of the journal is read for a range of time, in the partition of one organization or in all: from the tenure on that

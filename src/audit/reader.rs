@@ -43,9 +43,9 @@ use crate::runtime::{checkpoints, kafka};
 use crate::sink;
 
 /// How long nothing may come although the end is not reached, and how long the registry may be away.
-const STALL: Duration = Duration::from_secs(30);
+pub(crate) const STALL: Duration = Duration::from_secs(30);
 const REGISTRY_INTERVAL: Duration = Duration::from_millis(200);
-const POLL: Duration = Duration::from_millis(100);
+pub(crate) const POLL: Duration = Duration::from_millis(100);
 /// Records between two steps of the progress.
 const PROGRESS_EVERY: u64 = 1_024;
 
@@ -351,11 +351,11 @@ impl Reader {
         checked
     }
 
-    pub(super) fn failed(&self, source: KafkaError) -> Error {
+    pub(crate) fn failed(&self, source: KafkaError) -> Error {
         Error::Kafka { brokers: self.kafka.brokers.clone(), source }
     }
 
-    pub(super) fn consumer(&self, group: &str) -> Result<BaseConsumer, Error> {
+    pub(crate) fn consumer(&self, group: &str) -> Result<BaseConsumer, Error> {
         let mut client = kafka::cold_consumer(&self.kafka, group);
         // Control records leave gaps, so only the broker can say where the end is; and what is read is there already.
         client.set("enable.partition.eof", "true").set("fetch.min.bytes", "1");
@@ -365,7 +365,7 @@ impl Reader {
     }
 
     /// Reads records in order until the end of the extent, or until it is told to end.
-    pub(super) fn each(
+    pub(crate) fn each(
         &self,
         extent: &Extent,
         mut take: impl FnMut(&BorrowedMessage<'_>) -> Result<ControlFlow<()>, Error>,
@@ -409,16 +409,16 @@ impl Reader {
     }
 
     /// Gives the records of the extent on.
-    pub(super) fn each_given(&self, extent: &Extent, ahead: &mut Ahead) -> Result<(), Error> {
+    pub(crate) fn each_given(&self, extent: &Extent, ahead: &mut Ahead) -> Result<(), Error> {
         self.each(extent, |message| Ok(ahead.give(message.offset(), message.payload().unwrap_or_default())))
     }
 
-    pub(super) fn entry(&self, place: Place, payload: &[u8]) -> Result<Entry, Error> {
+    pub(crate) fn entry(&self, place: Place, payload: &[u8]) -> Result<Entry, Error> {
         let unreadable = |e: EnvelopeError| Error::Unreadable { place, detail: e.to_string() };
         Entry::try_from(self.decode::<JournalRecord>(place, payload)?).map_err(unreadable)
     }
 
-    pub(super) fn decode<T: Record + DeserializeOwned>(&self, place: Place, payload: &[u8]) -> Result<T, Error> {
+    pub(crate) fn decode<T: Record + DeserializeOwned>(&self, place: Place, payload: &[u8]) -> Result<T, Error> {
         self.decode_payload(payload).map_err(|error| match error {
             error @ codec::Error::Registry { .. } => Error::Registry(error),
             error => Error::Unreadable { place, detail: error.to_string() },
@@ -469,7 +469,7 @@ fn strange(extremes: &[Extremes], plan: &Plan, scope: &Scope, findings: &mut Fin
 }
 
 /// Works on the items on as many threads as there are processors; the results are in the order of the items.
-fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+pub(crate) fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(items.len());
     let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(items.len())));
     std::thread::scope(|scope| {

@@ -9,6 +9,7 @@ pub mod explain;
 pub mod output;
 pub mod policy;
 pub mod providers;
+pub mod replay;
 pub mod reprice;
 pub mod run;
 pub mod signals;

@@ -588,6 +588,16 @@ impl Naive {
     }
 }
 
+/// The journal of a history, and the rules that it was decided by.
+pub fn journal(seed: u64) -> (Vec<Entry>, Tables) {
+    let mut world = World::new(seed);
+    for _ in 0..STEPS {
+        world.step();
+    }
+    world.settle();
+    (world.journal, world.control)
+}
+
 #[test]
 fn every_history_of_crashes_stalls_and_losses_ends_with_each_request_settled_once() {
     let (mut crashes, mut stalls, mut fenced, mut overdue, mut orphans, mut shortened) = (0, 0, 0, 0, 0, 0);

@@ -241,14 +241,18 @@ fn unseen_output(open: &OpenRequest, elapsed_ms: u64) -> u64 {
 /// The input tokens of a request as the provider of a model will count them: OpenAI's count, and for others as much more
 /// as their tokenizers make of the same text at the most.
 pub fn estimated_input(features: &Features, owned_by: &str) -> u64 {
-    let percent = match owned_by {
+    counted_input(features).saturating_mul(input_percent(owned_by)).div_ceil(100)
+}
+
+/// The tokens that a maker's tokenizer makes of a text at the most, in percent of OpenAI's.
+pub fn input_percent(owned_by: &str) -> u64 {
+    match owned_by {
         "openai" => 100,
         // Assumptions on the safe side: one that is too low only overdraws, and the posting is what the provider counts.
         "google" | "meta" => 120,
         "anthropic" => 150,
         _ => 130,
-    };
-    counted_input(features).saturating_mul(percent).div_ceil(100)
+    }
 }
 
 /// The input tokens of a request by OpenAI's tokenizer; by a rule of thumb where they were not counted.

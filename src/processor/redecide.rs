@@ -13,9 +13,9 @@ use super::health::Health;
 use super::inference::{AttemptEnd, AttemptReport};
 use super::refusal::REQUEST_ID_REUSED;
 use super::state::{State, key_of};
-use super::{Bounds, Capacity, Context, Input, decide};
+use super::{Bounds, Capacity, Context, Decision, Input, decide};
 use crate::control::Tables;
-use crate::domain::OrganizationId;
+use crate::domain::{OrganizationId, Timestamp};
 use crate::provider::{Failure, FailureClass, Summary};
 use crate::records::journal::{AttemptEnded, Commit, Fact, Features, InputKind, RequestContext, RequestRefused, Told};
 use crate::records::requests::{Cancel, Chat};
@@ -43,6 +43,50 @@ pub enum Again {
     Differs(String),
 }
 
+/// What a commit was decided on, as far as the journal tells it.
+#[derive(Debug)]
+pub enum Given<'a> {
+    Chat(Box<Asked>),
+    Cancel {
+        source_offset: i64,
+        received_at: Timestamp,
+        cancel: Cancel,
+    },
+    /// No record, or one that was put elsewhere.
+    Other(Input<'a>),
+    /// A refusal whose reason is in the content.
+    NotOnTheJournal,
+}
+
+/// A chat record, as far as the journal has it.
+#[derive(Debug)]
+pub struct Asked {
+    pub source_offset: i64,
+    pub received_at: Timestamp,
+    pub chat: Chat,
+    pub stream: bool,
+    pub include_usage: bool,
+    pub features: Features,
+    pub fingerprint: Option<String>,
+    /// What there was room for.
+    pub capacity: Capacity,
+}
+
+impl Asked {
+    /// As it is decided on.
+    pub fn input(&self) -> Input<'_> {
+        let content = Content {
+            model: None,
+            stream: self.stream,
+            include_usage: self.include_usage,
+            features: self.features,
+            spoken: Box::default(),
+        };
+        let Self { source_offset, received_at, ref chat, ref fingerprint, .. } = *self;
+        Input::Chat { source_offset, received_at, chat, content: Ok(content), fingerprint: fingerprint.clone() }
+    }
+}
+
 /// Decides an effective commit again: `state` is the fold of everything before it, `control` the tables at its control
 /// offset.
 pub fn redecide(state: &State, commit: &Commit, control: &Tables) -> Again {
@@ -53,53 +97,113 @@ pub fn redecide(state: &State, commit: &Commit, control: &Tables) -> Again {
     if commit.at < state.clock {
         return Again::Differs(format!("it was decided at {}, before {}", commit.at, state.clock));
     }
+    let decision = match given(state, commit) {
+        Ok(Given::NotOnTheJournal) => return Again::NotOnTheJournal,
+        Ok(given) => decide_given(state, commit, control, &given, Health::Recorded(&commit.health)),
+        Err(why) => return Again::Differs(why.to_owned()),
+    };
+    compare(&decision, commit)
+}
+
+/// What a commit was decided on. `state` tells where the first one's answer of a request that was asked again goes.
+///
+/// # Errors
+/// What stands in the way of deciding it again.
+pub fn given<'a>(state: &State, commit: &'a Commit) -> Result<Given<'a>, &'static str> {
     let (Some(organization), Some(request)) = (&commit.organization, &commit.request) else {
         return match &commit.facts[..] {
             [Fact::RecordSkipped(skipped)] => {
                 let source_offset = commit.source_offset.unwrap_or(-1);
-                compare(state, commit, control, &Input::Skip { source_offset, reason: &skipped.reason }, Capacity::Free)
+                Ok(Given::Other(Input::Skip { source_offset, reason: &skipped.reason }))
             }
-            _ => Again::Differs("it is of no organization, and skips no record".to_owned()),
+            _ => Err("it is of no organization, and skips no record"),
         };
     };
     match commit.input {
-        InputKind::Record => of_record(state, commit, control, organization, request),
-        InputKind::Provider | InputKind::Takeover | InputKind::Timer => match of_event(commit, organization, request) {
-            Some(input) => compare(state, commit, control, &input, Capacity::Free),
-            None => Again::Differs("its facts do not say what it was decided on".to_owned()),
-        },
-        InputKind::Unknown => Again::Differs("this version does not know its input".to_owned()),
+        InputKind::Record => of_record(state, commit, organization, request),
+        InputKind::Provider | InputKind::Takeover | InputKind::Timer => of_event(commit, organization, request)
+            .map(Given::Other)
+            .ok_or("its facts do not say what it was decided on"),
+        InputKind::Unknown => Err("this version does not know its input"),
     }
 }
 
-fn of_record(
+/// The decision on what a commit was decided on, at its time; what only the provider's report can say is as recorded.
+pub fn decide_given(
     state: &State,
     commit: &Commit,
     control: &Tables,
+    given: &Given<'_>,
+    health: Health<'_>,
+) -> Decision {
+    let context =
+        |capacity| Context { at: commit.at, tenure: commit.tenure, control, capacity, bounds: &NO_BOUNDS, health };
+    let mut decision = match given {
+        Given::Chat(asked) => decide(state, &asked.input(), &context(asked.capacity)),
+        Given::Cancel { source_offset, received_at, cancel } => {
+            let input = Input::Cancel { source_offset: *source_offset, received_at: *received_at, cancel };
+            decide(state, &input, &context(Capacity::Free))
+        }
+        Given::Other(input) => decide(state, input, &context(Capacity::Free)),
+        Given::NotOnTheJournal => {
+            let Commit { input, source_offset, organization, request, facts, .. } = commit.clone();
+            Decision {
+                input,
+                source_offset,
+                organization,
+                request,
+                facts,
+                commands: Vec::new(),
+                health: commit.health.clone(),
+            }
+        }
+    };
+    for (decided, recorded) in decision.facts.iter_mut().zip(&commit.facts) {
+        // Where the usage is from came with it.
+        if let (Fact::AttemptEnded(decided), Fact::AttemptEnded(recorded)) = (decided, recorded)
+            && decided.usage_source != UsageSource::None
+        {
+            decided.usage_source = recorded.usage_source;
+        }
+    }
+    decision
+}
+
+/// The decision on what is on no journal, such as the end of a call that was made in a replay alone.
+pub fn decide_supposed(
+    state: &State,
+    input: &Input<'_>,
+    (at, tenure): (Timestamp, i64),
+    control: &Tables,
+    health: Health<'_>,
+) -> Decision {
+    decide(state, input, &Context { at, tenure, control, capacity: Capacity::Free, bounds: &NO_BOUNDS, health })
+}
+
+fn of_record<'a>(
+    state: &State,
+    commit: &Commit,
     organization: &OrganizationId,
     request: &RequestContext,
-) -> Again {
-    let Some(source_offset) = commit.source_offset else {
-        return Again::Differs("it is of a record, and has no source offset".to_owned());
-    };
+) -> Result<Given<'a>, &'static str> {
+    let source_offset = commit.source_offset.ok_or("it is of a record, and has no source offset")?;
     let key = key_of(organization, &request.request_id);
-    let arrived = |asked: Asked<'_>, capacity| {
-        let chat = asked.chat(organization, request);
-        let content = Content {
-            model: None,
+    let received_at = request.received_at;
+    let arrived = |record: OnRecord<'_>, capacity| {
+        Ok(Given::Chat(Box::new(Asked {
+            source_offset,
+            received_at,
+            chat: record.chat(organization, request),
             stream: request.stream,
-            include_usage: asked.include_usage,
-            features: asked.features,
-            spoken: Box::default(),
-        };
-        let fingerprint = asked.fingerprint.map(str::to_owned);
-        let received_at = request.received_at;
-        let input = Input::Chat { source_offset, received_at, chat: &chat, content: Ok(content), fingerprint };
-        compare(state, commit, control, &input, capacity)
+            include_usage: record.include_usage,
+            features: record.features,
+            fingerprint: record.fingerprint.map(str::to_owned),
+            capacity,
+        })))
     };
     match commit.facts.first() {
         Some(Fact::RequestAdmitted(admitted)) => {
-            let asked = Asked {
+            let record = OnRecord {
                 timeout: Some(admitted.deadline_at.since(request.received_at)),
                 reply_partition: admitted.reply_partition,
                 reply_nonce: admitted.reply_nonce.as_deref(),
@@ -107,7 +211,7 @@ fn of_record(
                 fingerprint: admitted.body_fingerprint.as_deref(),
                 features: admitted.features,
             };
-            arrived(asked, Capacity::Free)
+            arrived(record, Capacity::Free)
         }
         Some(Fact::RequestRefused(refused)) => match (refused.features, &refused.told) {
             (Some(features), Some(told)) if !is_from_the_record(refused, request) => {
@@ -117,34 +221,29 @@ fn of_record(
                     "over_capacity" => Capacity::Full,
                     _ => Capacity::Free,
                 };
-                arrived(Asked { timeout, features, ..Asked::of(told) }, capacity)
+                arrived(OnRecord { timeout, features, ..OnRecord::of(told) }, capacity)
             }
-            _ => Again::NotOnTheJournal,
+            _ => Ok(Given::NotOnTheJournal),
         },
         Some(Fact::RecordSkipped(skipped)) if skipped.reason == "duplicate" => {
             let of_open = state.open(&key).map(|open| open.admitted.reply_nonce.as_deref());
-            let asked = match &skipped.told {
+            let record = match &skipped.told {
                 // Another body than the one that is remembered.
-                Some(told) if told.code == REQUEST_ID_REUSED => Asked { fingerprint: Some(""), ..Asked::of(told) },
-                Some(told) => Asked::of(told),
+                Some(told) if told.code == REQUEST_ID_REUSED => {
+                    OnRecord { fingerprint: Some(""), ..OnRecord::of(told) }
+                }
+                Some(told) => OnRecord::of(told),
                 // Nobody is told who asks again from the same place.
-                None => Asked { reply_nonce: of_open.flatten(), ..Asked::default() },
+                None => OnRecord { reply_nonce: of_open.flatten(), ..OnRecord::default() },
             };
-            arrived(asked, Capacity::Free)
+            arrived(record, Capacity::Free)
         }
         Some(Fact::CancelRequested(cancelled)) => {
             let cancel =
                 Cancel { request_id: key.request, organization: key.organization, reason: cancelled.reason.clone() };
-            let received_at = request.received_at;
-            compare(
-                state,
-                commit,
-                control,
-                &Input::Cancel { source_offset, received_at, cancel: &cancel },
-                Capacity::Free,
-            )
+            Ok(Given::Cancel { source_offset, received_at, cancel })
         }
-        _ => Again::Differs("its facts do not say what became of its record".to_owned()),
+        _ => Err("its facts do not say what became of its record"),
     }
 }
 
@@ -156,7 +255,7 @@ fn is_from_the_record(refused: &RequestRefused, request: &RequestContext) -> boo
 
 /// What the journal holds of a chat record beside its context.
 #[derive(Default)]
-struct Asked<'a> {
+struct OnRecord<'a> {
     timeout: Option<Duration>,
     reply_partition: i32,
     reply_nonce: Option<&'a str>,
@@ -165,7 +264,7 @@ struct Asked<'a> {
     features: Features,
 }
 
-impl<'a> Asked<'a> {
+impl<'a> OnRecord<'a> {
     fn of(told: &'a Told) -> Self {
         let Told { reply_partition, reply_nonce, .. } = told;
         Self { reply_partition: *reply_partition, reply_nonce: reply_nonce.as_deref(), ..Self::default() }
@@ -229,7 +328,7 @@ fn of_event<'a>(commit: &Commit, organization: &OrganizationId, request: &Reques
     })
 }
 
-fn end_of(posting: &AttemptEnded) -> Option<AttemptEnd> {
+pub(crate) fn end_of(posting: &AttemptEnded) -> Option<AttemptEnd> {
     Some(match posting.outcome {
         Outcome::Completed => AttemptEnd::Completed,
         Outcome::Cancelled => AttemptEnd::Cancelled,
@@ -249,18 +348,7 @@ fn is_completed(commit: &Commit) -> bool {
     commit.facts.iter().any(completed)
 }
 
-fn compare(state: &State, commit: &Commit, control: &Tables, input: &Input<'_>, capacity: Capacity) -> Again {
-    let health = Health::Recorded(&commit.health);
-    let context = Context { at: commit.at, tenure: commit.tenure, control, capacity, bounds: &NO_BOUNDS, health };
-    let mut decision = decide(state, input, &context);
-    for (decided, recorded) in decision.facts.iter_mut().zip(&commit.facts) {
-        // Where the usage is from came with it.
-        if let (Fact::AttemptEnded(decided), Fact::AttemptEnded(recorded)) = (decided, recorded)
-            && decided.usage_source != UsageSource::None
-        {
-            decided.usage_source = recorded.usage_source;
-        }
-    }
+fn compare(decision: &Decision, commit: &Commit) -> Again {
     let at = |facts: &[Fact], index: usize| facts.get(index).map_or("nothing".to_owned(), |fact| format!("{fact:?}"));
     let most = decision.facts.len().max(commit.facts.len());
     if let Some(index) = (0..most).find(|index| decision.facts.get(*index) != commit.facts.get(*index)) {

@@ -131,6 +131,11 @@ impl State {
         self.orphans.get(&journal_offset)
     }
 
+    /// Forgets the end of a call that nobody made here: a replay's request went elsewhere.
+    pub fn forget_orphan(&mut self, journal_offset: i64) {
+        self.orphans.remove(&journal_offset);
+    }
+
     fn insert(&mut self, key: RequestKey, open: OpenRequest) {
         self.deadlines.insert((open.admitted.deadline_at, key.clone()));
         let asker = open.asker(&key);

@@ -26,7 +26,11 @@ macro_rules! migration {
     };
 }
 
-const MIGRATIONS: [Migration; 2] = [migration!(1, "usage", "0001_usage.sql"), migration!(2, "views", "0002_views.sql")];
+const MIGRATIONS: [Migration; 3] = [
+    migration!(1, "usage", "0001_usage.sql"),
+    migration!(2, "views", "0002_views.sql"),
+    migration!(3, "replay", "0003_replay.sql"),
+];
 
 /// Where the applied ones are written down, and the database itself. `Atomic` is said explicitly: a server that runs as a
 /// library has another default, which is not kept.

@@ -9,7 +9,7 @@ mod batch;
 mod metrics;
 pub mod migrations;
 mod row;
-mod writer;
+pub mod writer;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -1,0 +1,362 @@
+//! `tollstream replay`: yesterday's traffic through tomorrow's rules.
+
+mod diff;
+mod show;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::audit::{COULD_NOT_LOOK, Moment, reader};
+use super::connection::Connection;
+use super::output;
+use crate::causes::causes;
+use crate::domain::{ModelName, OrganizationId, PolicyName, RequestId};
+use crate::replay::candidate::{Asked, Document};
+use crate::replay::clickhouse::Table;
+use crate::replay::directory::{Directory, RunName};
+use crate::replay::page;
+use crate::replay::report::Report;
+use crate::replay::run::{Destination, FilterSpec, LAST_MAX, Nowhere, Run, Spec};
+use crate::runtime::clock;
+
+/// Largest file of a candidate, in bytes.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+
+#[derive(Debug, Clone, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Replay {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub arguments: Arguments,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// What a run has shown, again
+    Report(ReportArguments),
+    /// One request: as it was, and as each candidate would have had it
+    Diff(DiffArguments),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ReportArguments {
+    /// Name of the run
+    pub run: RunName,
+    /// Where the runs are kept
+    #[arg(long, value_name = "DIRECTORY", default_value = "replays")]
+    pub dir: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct DiffArguments {
+    /// The request's id: the `x-request-id` of its answer
+    pub request_id: RequestId,
+    /// Name of the run
+    #[arg(long)]
+    pub run: RunName,
+    /// Where the runs are kept
+    #[arg(long, value_name = "DIRECTORY", default_value = "replays")]
+    pub dir: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Arguments {
+    /// Try a policy in the place of the one of its name: a candidate of its own; repeat it for several
+    #[arg(long, value_name = "FILE")]
+    pub policy: Vec<PathBuf>,
+    /// Try other models and prices, in the form of topology/seed/models.toml: a candidate of its own
+    #[arg(long, value_name = "FILE")]
+    pub prices: Vec<PathBuf>,
+    /// Try other plans, in the form of topology/seed/plans.toml: a candidate of its own
+    #[arg(long, value_name = "FILE")]
+    pub plans: Vec<PathBuf>,
+    /// Try several files together, as one candidate
+    #[arg(long, value_name = "NAME=FILE,FILE")]
+    pub candidate: Vec<NamedFiles>,
+    /// Decide by the recorded rules, too, and say whether every decision comes out as it is recorded; alone, if nothing is tried
+    #[arg(long)]
+    pub verify: bool,
+    /// Read the content again and classify it with this version, for each candidate
+    #[arg(long)]
+    pub reclassify: bool,
+    /// Requests decided from then on: 2026-11-23T10:00:00Z, or 30s, 15m, 2h, 7d ago; default: all
+    #[arg(long, value_name = "TIME")]
+    pub from: Option<Moment>,
+    /// Requests decided before then; default: up to now
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<Moment>,
+    /// Only this part of a partition of the journal; repeat it for several
+    #[arg(long, value_name = "PARTITION:FROM-TO")]
+    pub offsets: Vec<Offsets>,
+    /// The last so many requests
+    #[arg(long, value_name = "N", value_parser = last)]
+    pub last: Option<usize>,
+    /// Only those of an organization; repeat it for several. Only their partitions are read
+    #[arg(long, value_name = "ID")]
+    pub organization: Vec<OrganizationId>,
+    /// Only those that were so: tier=3, model=auto (as asked for), policy=auto, user_tier=vip, tag.NAME=VALUE. All are
+    /// decided all the same, since each changes what is left for the next
+    #[arg(long = "where", value_name = "NAME=VALUE")]
+    pub wheres: Vec<Where>,
+    /// Name of the run: its directory, and its rows in ClickHouse; default: the time
+    #[arg(long, value_name = "NAME")]
+    pub run: Option<RunName>,
+    /// Go on with a run that was broken off
+    #[arg(long, requires = "run")]
+    pub resume: bool,
+    /// Where the runs are kept
+    #[arg(long, value_name = "DIRECTORY", default_value = "replays")]
+    pub dir: PathBuf,
+    /// Leave ClickHouse out
+    #[arg(long)]
+    pub no_clickhouse: bool,
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Print one JSON object; amounts are pico-dollars in strings
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A candidate of several files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedFiles {
+    name: String,
+    files: Vec<PathBuf>,
+}
+
+impl FromStr for NamedFiles {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, files) = text.split_once('=').unwrap_or(("", ""));
+        if name.is_empty() || files.is_empty() || files.split(',').any(str::is_empty) {
+            return Err(format!("{text:?} is not NAME=FILE or NAME=FILE,FILE"));
+        }
+        Ok(Self { name: name.to_owned(), files: files.split(',').map(PathBuf::from).collect() })
+    }
+}
+
+/// A part of a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offsets(i32, Range<i64>);
+
+impl FromStr for Offsets {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = || {
+            let (partition, range) = text.split_once(':')?;
+            let (from, to) = range.split_once('-')?;
+            let number = |text: &str| text.parse::<i64>().ok().filter(|number| *number >= 0);
+            let (partition, from, to) = (partition.parse::<i32>().ok()?, number(from)?, number(to)?);
+            (partition >= 0 && from <= to).then_some(Self(partition, from..to.saturating_add(1)))
+        };
+        parsed().ok_or_else(|| format!("{text:?} is no part of a partition such as 3:100-2000, both ends included"))
+    }
+}
+
+/// What the requests that are told of have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Where {
+    Tier(u8),
+    Model(ModelName),
+    Policy(PolicyName),
+    UserTier(String),
+    Tag(String, String),
+}
+
+impl FromStr for Where {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        let wrong = |why: String| format!("{text:?}: {why}");
+        match name {
+            "tier" => value.parse().map(Self::Tier).map_err(|_| wrong("a tier is a number such as 3".to_owned())),
+            "model" => value.parse().map(Self::Model).map_err(|e: crate::domain::ids::Error| wrong(e.to_string())),
+            "policy" => value.parse().map(Self::Policy).map_err(|e: crate::domain::ids::Error| wrong(e.to_string())),
+            "user_tier" if !value.is_empty() => Ok(Self::UserTier(value.to_owned())),
+            _ => match name.strip_prefix("tag.") {
+                Some(tag) if !tag.is_empty() => Ok(Self::Tag(tag.to_owned(), value.to_owned())),
+                _ => Err(wrong("known are tier, model, policy, user_tier and tag.NAME, each with =VALUE".to_owned())),
+            },
+        }
+    }
+}
+
+fn last(text: &str) -> Result<usize, String> {
+    let number = text.parse::<usize>().ok().filter(|number| (1..=LAST_MAX).contains(number));
+    number.ok_or_else(|| format!("{text:?} is not a number from 1 to {LAST_MAX}"))
+}
+
+/// Runs the command. Whatever keeps it from looking is told, and is an exit code of its own.
+pub async fn run(replay: Replay) -> anyhow::Result<ExitCode> {
+    let (json, ran) = match replay.command {
+        Some(Command::Report(arguments)) => (arguments.json, show::again(&arguments)),
+        Some(Command::Diff(arguments)) => (arguments.json, diff::run(&arguments)),
+        None => (replay.arguments.json, Box::pin(decide(replay.arguments)).await),
+    };
+    ran.or_else(|error| {
+        match json {
+            true => output::line(&json!({ "error": causes(error.as_ref()) }).to_string()),
+            false => output::note(&format!("error: {}", causes(error.as_ref()))),
+        }
+        Ok(ExitCode::from(COULD_NOT_LOOK))
+    })
+}
+
+async fn decide(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let begun = Instant::now();
+    let spec = spec(&arguments)?;
+    let name = match &arguments.run {
+        Some(name) => name.clone(),
+        None => run_name().map_err(anyhow::Error::msg)?,
+    };
+    let config = arguments.connection.load()?;
+    let clickhouse = config.clickhouse.clone();
+    let reader = reader(config)?;
+    let bar = reader.progress.clone();
+    let (dir, resumes, with_clickhouse) = (arguments.dir.clone(), arguments.resume, !arguments.no_clickhouse);
+    // What was fixed when a run began holds for the rest of it.
+    let spec = match resumes {
+        true => {
+            let begun: Spec = Directory::open(&dir, &name)?.spec()?;
+            if let Some(what) = begun.differs(&spec) {
+                bail!(crate::replay::directory::Error::Differs { name: name.as_str().to_owned(), what });
+            }
+            begun
+        }
+        false => spec,
+    };
+    let prepared = tokio::task::spawn_blocking(move || {
+        let run = Run::prepare(&reader, spec, bar)?;
+        anyhow::Ok((run.spec, run.rules, run.candidates, run.kept, reader.progress.clone()))
+            .map(|parts| (parts, reader))
+    });
+    let ((spec, rules, candidates, kept, progress), reader) = prepared.await.context("looking broke off")??;
+    // Everything that can be wrong is found before anything is written.
+    let table = match with_clickhouse {
+        true => {
+            let opened = Table::open(&clickhouse, &name).await;
+            let (table, is_there) =
+                opened.context("ClickHouse cannot take the rows; leave it out with --no-clickhouse")?;
+            ensure!(
+                resumes || !is_there,
+                "ClickHouse has rows of a run {} already; give another name with --run",
+                name.as_str()
+            );
+            Some(table)
+        }
+        false => None,
+    };
+    let (directory, _) = Directory::begin(&dir, &name, &spec, resumes, Spec::differs)?;
+    let replayed = tokio::task::spawn_blocking(move || {
+        let run = Run { log: &reader, spec, rules, candidates, kept, progress };
+        let destination: &dyn Destination = table.as_ref().map_or(&Nowhere as &dyn Destination, |table| table);
+        let reports = run.run(&directory, destination);
+        run.progress.finish_and_clear();
+        let reports = reports?;
+        directory.write_report(&reports)?;
+        let page = directory.write_page(&page::page(name.as_str(), &run.spec, &reports))?;
+        anyhow::Ok((name, reports, page))
+    });
+    let (name, reports, page) = replayed.await.context("the replay broke off")??;
+    match arguments.json {
+        true => output::line(&show::describe(name.as_str(), &reports).to_string()),
+        false => show::show(&reports, &name, &page, begun.elapsed()),
+    }
+    Ok(verdict(&reports))
+}
+
+/// Decisions by the recorded rules that came out otherwise are a violation.
+fn verdict(reports: &[Report]) -> ExitCode {
+    let holds = reports.iter().all(|report| report.unlike().is_empty());
+    if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn spec(arguments: &Arguments) -> anyhow::Result<Spec> {
+    let now = clock::now();
+    let (from, until) = (arguments.from.map(|at| at.before(now)), arguments.until.map(|at| at.before(now)));
+    ensure!(from.zip(until).is_none_or(|(from, until)| from < until), "--from must be before --until");
+    let mut offsets = BTreeMap::new();
+    for Offsets(partition, range) in &arguments.offsets {
+        let former = offsets.insert(*partition, range.clone());
+        ensure!(former.is_none(), "--offsets names partition {partition} twice; one range of each is replayed");
+    }
+    let mut filter = FilterSpec::default();
+    for of in arguments.wheres.iter().cloned() {
+        match of {
+            Where::Tier(tier) => filter.tiers.push(tier),
+            Where::Model(model) => filter.requested_models.push(model),
+            Where::Policy(policy) => filter.policies.push(policy),
+            Where::UserTier(tier) => filter.user_tiers.push(tier),
+            Where::Tag(name, value) => filter.tags.push((name, value)),
+        }
+    }
+    Ok(Spec {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        candidates: candidates(arguments)?,
+        from,
+        until,
+        offsets,
+        last: arguments.last,
+        organizations: arguments.organization.clone(),
+        filter,
+        journal: BTreeMap::new(),
+        control: 0,
+    })
+}
+
+fn candidates(arguments: &Arguments) -> anyhow::Result<Vec<Asked>> {
+    let mut asked = Vec::new();
+    let reclassifies = arguments.reclassify;
+    let alone = arguments.policy.iter().chain(&arguments.prices).chain(&arguments.plans);
+    for path in alone {
+        let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("candidate").to_owned();
+        asked.push(Asked { name, documents: vec![document(path)?], reclassifies });
+    }
+    for NamedFiles { name, files } in &arguments.candidate {
+        let documents = files.iter().map(|path| document(path)).collect::<anyhow::Result<_>>()?;
+        asked.push(Asked { name: name.clone(), documents, reclassifies });
+    }
+    if reclassifies && asked.is_empty() {
+        asked.push(Asked { name: "reclassified".to_owned(), documents: Vec::new(), reclassifies });
+    }
+    if arguments.verify || asked.is_empty() {
+        asked.push(Asked { name: "recorded".to_owned(), documents: Vec::new(), reclassifies: false });
+    }
+    Ok(asked)
+}
+
+fn document(path: &Path) -> anyhow::Result<Document> {
+    let size = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
+    ensure!(size <= FILE_BYTES_MAX, "{} is larger than {FILE_BYTES_MAX} bytes", path.display());
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(Document { file: path.display().to_string(), text })
+}
+
+/// A name for a run that was given none.
+fn run_name() -> Result<RunName, String> {
+    let now = clock::now().to_string();
+    let digits: String = now.chars().filter(char::is_ascii_digit).take(17).collect();
+    format!("replay-{digits}").parse()
+}
+
+fn seconds(elapsed: Duration) -> f64 {
+    elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
+}

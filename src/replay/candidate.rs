@@ -1,0 +1,128 @@
+//! The rules that are tried: documents as people write them for control, in the place of what control had.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::partition::Candidate;
+use crate::control::document::{self, Problem};
+use crate::control::edit::Wanted;
+use crate::control::rules::{Overrides, Rules};
+use crate::control::{Tables, check};
+use crate::records::control::{Entity, EntityKind};
+
+/// Most candidates of one replay: each has a state of its own.
+pub const CANDIDATES_MAX: usize = 8;
+
+/// A file, as it was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Document {
+    pub file: String,
+    pub text: String,
+}
+
+/// A candidate as it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    pub name: String,
+    /// Empty: the recorded rules.
+    pub documents: Vec<Document>,
+    pub reclassifies: bool,
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("{file}: {}", .problems.iter().map(told).collect::<Vec<_>>().join("; "))]
+    Document { file: String, problems: Vec<Problem> },
+    #[error(
+        "{file} has nothing that could be tried; it takes [[policies]], [[plans]], [[models]], [[organizations]], or one policy"
+    )]
+    Empty { file: String },
+    #[error("{file}: control has no {kind} {id}, so nothing was decided by it; it has {known}", kind = .kind.name())]
+    Unknown { file: String, kind: EntityKind, id: String, known: String },
+    #[error("candidate {name}: {problem}")]
+    Broken { name: String, problem: String },
+    #[error("there are two candidates {name}; name them apart with --candidate NAME=FILE")]
+    Twice { name: String },
+    #[error("there are {found} candidates; the most is {CANDIDATES_MAX}")]
+    TooMany { found: usize },
+}
+
+fn told(problem: &Problem) -> String {
+    if problem.at.is_empty() { problem.problem.clone() } else { format!("{}: {}", problem.at, problem.problem) }
+}
+
+/// What was asked for, as rules; `rules` are the recorded ones up to their end.
+///
+/// # Errors
+/// Everything is checked before anything is replayed: the documents themselves, whether control had what they replace, and
+/// whether what they name is there at the end of control.
+pub fn candidates(asked: &[Asked], rules: &Rules, end: i64) -> Result<Vec<Candidate>, Error> {
+    if asked.len() > CANDIDATES_MAX {
+        return Err(Error::TooMany { found: asked.len() });
+    }
+    let mut rules = rules.clone();
+    let tables = rules.at(end - 1);
+    let mut names = BTreeSet::new();
+    asked
+        .iter()
+        .map(|asked| {
+            if !names.insert(asked.name.as_str()) {
+                return Err(Error::Twice { name: asked.name.clone() });
+            }
+            candidate(asked, tables)
+        })
+        .collect()
+}
+
+fn candidate(asked: &Asked, tables: &Tables) -> Result<Candidate, Error> {
+    let mut overrides = Overrides::new();
+    for document in &asked.documents {
+        for (id, entity) in entities(document)? {
+            let kind = entity.kind();
+            if tables.version_of(kind, &id) < 0 {
+                let (file, known) = (document.file.clone(), known(tables, kind));
+                return Err(Error::Unknown { file, kind, id, known });
+            }
+            overrides.insert((kind, id), entity);
+        }
+    }
+    let put = |((_, id), entity): (&(EntityKind, String), &Entity)| {
+        Wanted::put(id, entity.clone(), tables.version_of(entity.kind(), id))
+    };
+    let wanted: Vec<Wanted> = overrides.iter().map(put).collect();
+    if let Some(violation) = check::check(tables, &wanted).first() {
+        return Err(Error::Broken { name: asked.name.clone(), problem: violation.to_string() });
+    }
+    Ok(Candidate { name: asked.name.clone(), overrides: Arc::new(overrides), reclassifies: asked.reclassifies })
+}
+
+/// A file is a policy, or has lists of entities.
+fn entities(of: &Document) -> Result<Vec<(String, Entity)>, Error> {
+    let failed = |problems: Vec<Problem>| Error::Document { file: of.file.clone(), problems };
+    let table = document::table(&of.text).map_err(|problem| failed(vec![problem]))?;
+    let has_lists = EntityKind::ALL.into_iter().any(|kind| table.contains_key(kind.plural()));
+    if !has_lists && table.contains_key(EntityKind::Policy.id_field()) {
+        return document::parse(EntityKind::Policy, table, None).map(|policy| vec![policy]).map_err(failed);
+    }
+    let mut problems = Vec::new();
+    let entities = document::file(&of.text, &mut problems);
+    match (problems.is_empty(), entities.is_empty()) {
+        (false, _) => Err(failed(problems)),
+        (true, true) => Err(Error::Empty { file: of.file.clone() }),
+        (true, false) => Ok(entities),
+    }
+}
+
+/// The first entities of a kind, for people.
+fn known(tables: &Tables, kind: EntityKind) -> String {
+    const TOLD_MAX: usize = 8;
+    let names: Vec<&str> = tables.ids(kind).map(|(id, _)| id).collect();
+    let told = names.iter().take(TOLD_MAX).copied().collect::<Vec<_>>().join(", ");
+    match names.len() {
+        0 => "none".to_owned(),
+        found if found > TOLD_MAX => format!("{told} and {} more", found - TOLD_MAX),
+        _ => told,
+    }
+}
