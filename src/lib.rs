@@ -6,6 +6,7 @@ pub mod cli;
 pub mod codec;
 pub mod config;
 pub mod control;
+pub mod demo;
 pub mod domain;
 pub mod explain;
 pub mod facade;

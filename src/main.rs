@@ -69,6 +69,9 @@ enum Command {
     Providers(cli::providers::Providers),
     /// Make plans, organizations, models and policies what files say; shows the difference first
     Apply(cli::control::apply::Apply),
+    /// Make traffic for demonstrations
+    #[command(subcommand)]
+    Demo(cli::traffic::Command),
     /// An OpenAI-compatible upstream that answers without a model
     Simulate(cli::simulate::Args),
 }
@@ -115,6 +118,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Explain(args) => cli::explain::run(args).await,
         Command::Replay(args) => cli::replay::run(*args).await,
         Command::Reprice(args) => cli::reprice::run(args).await,
+        Command::Demo(args) => cli::traffic::run(args).await,
         Command::Simulate(args) => cli::simulate::run(args).await.map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {

@@ -7,7 +7,7 @@ CREATE TABLE IF NOT EXISTS {database}.replay_decisions
     candidate LowCardinality(String) COMMENT 'the rules that were tried',
     journal_partition Int32,
     journal_offset Int64 COMMENT 'of the commit that decided the record',
-    at DateTime64(3, 'UTC') CODEC(Delta, ZSTD) COMMENT 'when it was decided',
+    at DateTime64(3, 'UTC') COMMENT 'when it was decided' CODEC(Delta, ZSTD),
     organization String,
     request_id String,
     key_id Nullable(String),

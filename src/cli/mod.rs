@@ -17,4 +17,5 @@ pub mod simulate;
 pub mod stack;
 pub mod topics;
 pub mod topology;
+pub mod traffic;
 pub mod up;

@@ -370,6 +370,11 @@ fn record(data: &Path, description: &Description) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What the gateway says of itself that runs from this directory, if one does.
+pub(super) fn running(data: &Path) -> Option<Description> {
+    recorded(data).map(|recorded| recorded.description)
+}
+
 /// The gateway that runs from this directory, if one does.
 fn recorded(data: &Path) -> Option<Recorded> {
     let text = fs::read(record_path(data)).ok()?;
