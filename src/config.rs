@@ -54,6 +54,16 @@ pub struct Config {
     pub projection: Projection,
     pub sink: Sink,
     pub providers: Providers,
+    pub archive: Archive,
+}
+
+/// Where the logs are archived.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Archive {
+    /// A directory, or `s3://BUCKET/PREFIX`: where `tollstream archive write` writes, and where replays look for what the topics
+    /// do not have any more.
+    pub url: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -183,6 +193,7 @@ impl Default for Config {
             processor: Processor::default(),
             projection: Projection::default(),
             sink: Sink::default(),
+            archive: Archive::default(),
             providers: Providers::default(),
         }
     }

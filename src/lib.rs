@@ -1,5 +1,6 @@
 //! Tollstream: the event-sourced LLM gateway. `docs/ARCHITECTURE.md` has the picture and the map.
 
+pub mod archive;
 pub mod audit;
 pub mod causes;
 pub mod cli;

@@ -45,6 +45,9 @@ enum Command {
     /// Yesterday's traffic through other policies, prices and plans: exit code 0, 1 if recorded decisions do not come out
     /// again, 2 if it could not look
     Replay(Box<cli::replay::Replay>),
+    /// The logs as files that outlive the topics: write, check
+    #[command(subcommand)]
+    Archive(cli::archive::Command),
     /// What the journal's calls would have cost at other prices: exit code 0, 1 if there are none, 2 if it could not look
     Reprice(cli::reprice::Reprice),
     /// API keys
@@ -117,6 +120,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Apply(args) => cli::control::apply::run(args).await,
         Command::Explain(args) => cli::explain::run(args).await,
         Command::Replay(args) => cli::replay::run(*args).await,
+        Command::Archive(args) => cli::archive::run(args).await,
         Command::Reprice(args) => cli::reprice::run(args).await,
         Command::Demo(args) => cli::traffic::run(args).await,
         Command::Simulate(args) => cli::simulate::run(args).await.map(|()| ExitCode::SUCCESS),

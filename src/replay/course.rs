@@ -305,7 +305,8 @@ impl Course {
             (Some(organization), Some(request), true) => {
                 let mut row = Box::new(Row::new(
                     self.name.clone(),
-                    (self.partition, at.offset, commit.at),
+                    (self.partition, at.offset),
+                    (commit.source_offset, commit.at),
                     organization,
                     request,
                 ));

@@ -1,4 +1,4 @@
-//! Where a replay reads: the topics of Kafka. Nothing is ever written there.
+//! Where a replay reads: the topics of Kafka, or an archive of them. Nothing is ever written there.
 
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
@@ -46,6 +46,9 @@ pub trait Log: Sync {
 
     /// The records of a partition of `requests` from an offset on.
     fn requests(&self, partition: i32, from: i64) -> Result<Box<dyn Requests + '_>, Error>;
+
+    /// Whether they have their content.
+    fn has_content(&self) -> bool;
 }
 
 /// Records of `requests`, asked for in the order of their offsets.
@@ -91,6 +94,10 @@ impl Log for Reader {
         list.add_partition_offset(&name, partition, Offset::Offset(from)).map_err(|e| self.failed(e))?;
         consumer.assign(&list).map_err(|e| self.failed(e))?;
         Ok(Box::new(OnKafka { reader: self, consumer, partition, next: None, is_over: false }))
+    }
+
+    fn has_content(&self) -> bool {
+        true
     }
 }
 

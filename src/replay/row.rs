@@ -16,6 +16,8 @@ pub struct Row {
     pub partition: i32,
     /// Of the commit that decided its record.
     pub journal_offset: i64,
+    /// Of its record on `requests`.
+    pub source_offset: Option<i64>,
     /// When it was decided.
     pub at: Timestamp,
     pub organization: OrganizationId,
@@ -173,7 +175,8 @@ impl Half {
 impl Row {
     pub(super) fn new(
         candidate_name: Arc<str>,
-        (partition, journal_offset, at): (i32, i64, Timestamp),
+        (partition, journal_offset): (i32, i64),
+        (source_offset, at): (Option<i64>, Timestamp),
         organization: &OrganizationId,
         request: &RequestContext,
     ) -> Self {
@@ -181,6 +184,7 @@ impl Row {
             candidate_name,
             partition,
             journal_offset,
+            source_offset,
             at,
             organization: organization.clone(),
             request_id: request.request_id.clone(),

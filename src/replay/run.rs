@@ -17,12 +17,14 @@ use super::log::{Kept, Log, Requests};
 use super::partition::{Candidate, Filter, Partition, Span};
 use super::report::Report;
 use super::row::Row;
+use crate::archive;
 use crate::audit::reader::{self, in_parallel};
 use crate::control::rules::Rules;
 use crate::domain::ids::partition_of;
 use crate::domain::{OrganizationId, Timestamp};
 use crate::processor::content;
 use crate::processor::intent::Builtin;
+use crate::records::Topic;
 use crate::records::journal::{Commit, Entry, Fact, Features, Tenancy};
 use crate::records::requests::Request;
 use crate::sink;
@@ -42,14 +44,20 @@ pub enum Error {
     Candidate(#[from] candidate::Error),
     #[error(transparent)]
     ClickHouse(#[from] sink::Error),
+    #[error(transparent)]
+    Archive(#[from] archive::Error),
     #[error(
-        "journal/{partition} begins at offset {begins}: what was before is missing, so its state at the beginning of the range is not known; an archive that has it can be replayed with --archive DIR"
+        "journal/{partition} begins at offset {begins}: what was before is missing, so its state at the beginning of the range is not known; {}", hint(.archive.as_deref())
     )]
-    JournalCut { partition: i32, begins: i64 },
+    JournalCut { partition: i32, begins: i64, archive: Option<String> },
     #[error(
-        "requests/{partition} has nothing before offset {begins}, and --reclassify needs the content from offset {wanted} on; begin the range later, or replay an archive that has it with --archive DIR"
+        "requests/{partition} has nothing before offset {begins}, and --reclassify needs the content from offset {wanted} on; begin the range later, or {}", hint(.archive.as_deref())
     )]
-    ContentCut { partition: i32, begins: i64, wanted: i64 },
+    ContentCut { partition: i32, begins: i64, wanted: i64, archive: Option<String> },
+    #[error(
+        "archive {url} has no content, and --reclassify needs it; replay the topics, or an archive that was written with --content keep"
+    )]
+    NoContent { url: String },
     #[error("there is no partition {partition}; the journal has {partitions}")]
     NoPartition { partition: i32, partitions: usize },
     #[error("no request was decided in that range; look at --from, --until, --offsets and --last")]
@@ -61,10 +69,22 @@ pub enum Error {
     Enough,
 }
 
+/// Where what is missing may be found.
+fn hint(archive: Option<&str>) -> String {
+    match archive {
+        Some(url) => format!("archive {url} has it: replay that with --archive {url}"),
+        None => {
+            "replay an archive that has it with --archive URL (no archive.url that has it is configured)".to_owned()
+        }
+    }
+}
+
 /// What is replayed. It is fixed when a run begins, so that going on with it later means the same.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Spec {
     pub version: String,
+    /// `None`: from the topics.
+    pub archive: Option<String>,
     pub candidates: Vec<Asked>,
     pub from: Option<Timestamp>,
     pub until: Option<Timestamp>,
@@ -92,7 +112,8 @@ impl Spec {
     /// In what two runs differ that were asked for; where the logs ended is none of it.
     pub fn differs(&self, other: &Self) -> Option<&'static str> {
         let range = |of: &Self| (of.from, of.until, of.offsets.clone(), of.last, of.organizations.clone());
-        let tests: [(&str, bool); 4] = [
+        let tests: [(&str, bool); 5] = [
+            ("another source", self.archive != other.archive),
             ("another version of this program", self.version != other.version),
             ("other candidates", self.candidates != other.candidates),
             ("another range", range(self) != range(other)),
@@ -135,6 +156,8 @@ pub struct Run<'a> {
     pub rules: Rules,
     pub candidates: Vec<Candidate>,
     pub kept: Kept,
+    /// An archive that may have what the topics do not have any more.
+    pub archive: Option<archive::Place>,
     pub progress: ProgressBar,
 }
 
@@ -143,7 +166,12 @@ impl<'a> Run<'a> {
     ///
     /// # Errors
     /// What is missing or wrong.
-    pub fn prepare(log: &'a dyn Log, mut spec: Spec, progress: ProgressBar) -> Result<Self, Error> {
+    pub fn prepare(
+        log: &'a dyn Log,
+        mut spec: Spec,
+        archive: Option<archive::Place>,
+        progress: ProgressBar,
+    ) -> Result<Self, Error> {
         let kept = log.kept()?;
         if spec.journal.is_empty() {
             spec.control = kept.control.end;
@@ -154,14 +182,53 @@ impl<'a> Run<'a> {
         }
         let rules = log.rules(spec.control)?;
         let candidates = candidate::candidates(&spec.candidates, &rules, spec.control)?;
-        let run = Self { log, spec, rules, candidates, kept, progress };
+        let run = Self { log, spec, rules, candidates, kept, archive, progress };
         for partition in run.partitions() {
             let begins = run.kept.journal.get(&partition).map_or(0, |range| range.start);
             if begins > 0 {
-                return Err(Error::JournalCut { partition, begins });
+                let archive = run.archive_with(Topic::Journal, partition, 0);
+                return Err(Error::JournalCut { partition, begins, archive });
             }
         }
+        if run.candidates.iter().any(|candidate| candidate.reclassifies) {
+            if !log.has_content() {
+                return Err(Error::NoContent { url: run.spec.archive.clone().unwrap_or_default() });
+            }
+            run.check_content()?;
+        }
         Ok(run)
+    }
+
+    /// The configured archive, if it has a partition from an offset on.
+    fn archive_with(&self, topic: Topic, partition: i32, offset: i64) -> Option<String> {
+        let place = self.archive.as_ref()?;
+        let range = place.manifest().ok()??.range(topic, partition);
+        range.contains(&offset).then(|| place.url().to_owned())
+    }
+
+    /// That the content of the range is kept, before anything is written.
+    fn check_content(&self) -> Result<(), Error> {
+        for partition in self.partitions() {
+            let span = self.span(partition, None);
+            let mut first = None;
+            let end = self.spec.journal.get(&partition).copied().unwrap_or(0);
+            self.log.journal(partition, 0..end, &mut |offset, entry| {
+                if let Entry::Commit(commit) = &entry
+                    && span.has(partition, offset, commit.at)
+                    && let Some(wanted) = commit.source_offset
+                {
+                    first = Some(wanted);
+                    return Ok(ControlFlow::Break(()));
+                }
+                Ok(ControlFlow::Continue(()))
+            })?;
+            let begins = self.kept.requests.get(&partition).map_or(0, |range| range.start);
+            if let Some(wanted) = first.filter(|wanted| *wanted < begins) {
+                let archive = self.archive_with(Topic::Requests, partition, wanted);
+                return Err(Error::ContentCut { partition, begins, wanted, archive });
+            }
+        }
+        Ok(())
     }
 
     /// The partitions that have something of the range, as far as that is known beforehand.
@@ -269,7 +336,7 @@ impl<'a> Run<'a> {
         if contents.is_none() {
             let begins = self.kept.requests.get(&partition).map_or(0, |range| range.start);
             if begins > wanted {
-                return Err(Error::ContentCut { partition, begins, wanted });
+                return Err(Error::ContentCut { partition, begins, wanted, archive: None });
             }
             *contents = Some(Contents { requests: self.log.requests(partition, wanted)? });
         }

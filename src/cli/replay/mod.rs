@@ -12,16 +12,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand};
+use indicatif::ProgressBar;
 use serde_json::json;
+use tokio::runtime::Handle;
 
-use super::audit::{COULD_NOT_LOOK, Moment, reader};
+use super::audit::{COULD_NOT_LOOK, Moment, bar, reader};
 use super::connection::Connection;
 use super::output;
+use crate::archive::Place;
+use crate::archive::read::Archive;
+use crate::audit::reader::Reader;
 use crate::causes::causes;
+use crate::config::Config;
 use crate::domain::{ModelName, OrganizationId, PolicyName, RequestId};
 use crate::replay::candidate::{Asked, Document};
 use crate::replay::clickhouse::Table;
 use crate::replay::directory::{Directory, RunName};
+use crate::replay::log::Log;
 use crate::replay::page;
 use crate::replay::report::Report;
 use crate::replay::run::{Destination, FilterSpec, LAST_MAX, Nowhere, Run, Spec};
@@ -125,6 +132,9 @@ pub struct Arguments {
     /// Leave ClickHouse out
     #[arg(long)]
     pub no_clickhouse: bool,
+    /// Read an archive instead of the topics: a directory, or s3://BUCKET/PREFIX
+    #[arg(long, value_name = "URL")]
+    pub archive: Option<String>,
     #[command(flatten)]
     pub connection: Connection,
     /// Print one JSON object; amounts are pico-dollars in strings
@@ -229,8 +239,7 @@ async fn decide(arguments: Arguments) -> anyhow::Result<ExitCode> {
     };
     let config = arguments.connection.load()?;
     let clickhouse = config.clickhouse.clone();
-    let reader = reader(config)?;
-    let bar = reader.progress.clone();
+    let archived = config.archive.url.clone();
     let (dir, resumes, with_clickhouse) = (arguments.dir.clone(), arguments.resume, !arguments.no_clickhouse);
     // What was fixed when a run began holds for the rest of it.
     let spec = match resumes {
@@ -243,12 +252,16 @@ async fn decide(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         false => spec,
     };
+    let handle = Handle::current();
+    let source = Source::new(config, &arguments)?;
     let prepared = tokio::task::spawn_blocking(move || {
-        let run = Run::prepare(&reader, spec, bar)?;
-        anyhow::Ok((run.spec, run.rules, run.candidates, run.kept, reader.progress.clone()))
-            .map(|parts| (parts, reader))
+        let log = source.open(handle.clone())?;
+        let progress = bar();
+        let archive = archived.and_then(|url| Place::open(&url, false, handle).ok());
+        let Run { spec, rules, candidates, kept, archive, .. } = Run::prepare(&*log, spec, archive, progress.clone())?;
+        anyhow::Ok((spec, rules, candidates, kept, archive, progress, log))
     });
-    let ((spec, rules, candidates, kept, progress), reader) = prepared.await.context("looking broke off")??;
+    let (spec, rules, candidates, kept, archive, progress, log) = prepared.await.context("looking broke off")??;
     // Everything that can be wrong is found before anything is written.
     let table = match with_clickhouse {
         true => {
@@ -266,7 +279,7 @@ async fn decide(arguments: Arguments) -> anyhow::Result<ExitCode> {
     };
     let (directory, _) = Directory::begin(&dir, &name, &spec, resumes, Spec::differs)?;
     let replayed = tokio::task::spawn_blocking(move || {
-        let run = Run { log: &reader, spec, rules, candidates, kept, progress };
+        let run = Run { log: &*log, spec, rules, candidates, kept, archive, progress };
         let destination: &dyn Destination = table.as_ref().map_or(&Nowhere as &dyn Destination, |table| table);
         let reports = run.run(&directory, destination);
         run.progress.finish_and_clear();
@@ -281,6 +294,29 @@ async fn decide(arguments: Arguments) -> anyhow::Result<ExitCode> {
         false => show::show(&reports, &name, &page, begun.elapsed()),
     }
     Ok(verdict(&reports))
+}
+
+/// Where the logs are.
+enum Source {
+    Topics(Box<Reader>),
+    Archive(String),
+}
+
+impl Source {
+    fn new(config: Config, arguments: &Arguments) -> anyhow::Result<Self> {
+        Ok(match &arguments.archive {
+            Some(url) => Self::Archive(url.clone()),
+            None => Self::Topics(Box::new(reader(config)?)),
+        })
+    }
+
+    /// Blocks.
+    fn open(self, handle: Handle) -> anyhow::Result<Box<dyn Log + Send>> {
+        Ok(match self {
+            Self::Topics(reader) => Box::new(Reader { progress: ProgressBar::hidden(), ..*reader }),
+            Self::Archive(url) => Box::new(Archive::open(Place::open(&url, false, handle)?)?),
+        })
+    }
 }
 
 /// Decisions by the recorded rules that came out otherwise are a violation.
@@ -310,6 +346,7 @@ fn spec(arguments: &Arguments) -> anyhow::Result<Spec> {
     }
     Ok(Spec {
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        archive: arguments.archive.clone(),
         candidates: candidates(arguments)?,
         from,
         until,
