@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::processor::health;
+use crate::records::control::NO_CREDENTIAL;
 
 pub use connections::{ClickHouse, Kafka, Properties, Registry, SaslMechanism, SecurityProtocol};
 pub use environment::{AdminKey, Environment, Secret};
@@ -179,6 +180,33 @@ pub struct Providers {
     /// Where credentials are found by their references (`env:NAME`); empty unless it was read.
     #[serde(skip)]
     pub environment: Environment,
+}
+
+/// Where a deployment is called.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Endpoint {
+    pub base_url: String,
+    pub credential: Option<Secret>,
+    /// A simulator answers instead of the provider.
+    pub simulated: bool,
+}
+
+impl Providers {
+    /// The simulator that answers for a deployment with this credential, if one does.
+    pub fn simulator(&self, credential: &str) -> Option<&str> {
+        let stands_in = || self.simulator_url.as_deref().filter(|_| self.environment.get(credential).is_none());
+        self.upstream_override.as_deref().or_else(stands_in)
+    }
+
+    /// Where a deployment is called. `None`: its credential is not in the environment, so a call could only be refused.
+    pub fn endpoint(&self, credential: &str, base_url: &str) -> Option<Endpoint> {
+        if let Some(url) = self.simulator(credential) {
+            return Some(Endpoint { base_url: url.to_owned(), credential: None, simulated: true });
+        }
+        let found = self.environment.get(credential).cloned();
+        let may = found.is_some() || credential == NO_CREDENTIAL;
+        may.then(|| Endpoint { base_url: base_url.to_owned(), credential: found, simulated: false })
+    }
 }
 
 impl Default for Config {

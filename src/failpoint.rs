@@ -61,6 +61,8 @@ pub enum Failpoint {
     AfterRequest,
     RequestAcknowledged,
     FrameReceived,
+    /// A replay.
+    PartitionReplayed,
 }
 
 #[cfg(feature = "failpoints")]

@@ -1,5 +1,5 @@
 //! One partition of the journal, held against itself: I1 (terminals), I3 (postings), I4 (attempts), I11 (records), I12 (the
-//! fold). Its requests are remembered for their frames.
+//! fold), I13 (origins). Its requests are remembered for their frames.
 //!
 //! The books that are kept here know nothing of `processor::evolve`: I12 compares the two.
 
@@ -13,11 +13,11 @@ use super::{Check, Finding, Findings, Place};
 use crate::domain::{RequestKey, Timestamp};
 use crate::processor::checkpoint::{Cut, FOLD_VERSION};
 use crate::processor::{State, evolve, fold, key_of};
-use crate::records::Topic;
 use crate::records::journal::{
     AttemptEnded, AttemptStarted, Commit, Entry, Fact, InputKind, RequestAdmitted, RequestSettled, Tenancy,
 };
 use crate::records::state::Marker;
+use crate::records::{Origin, Topic};
 
 /// Most requests of one partition that may be open at once.
 pub const OPEN_MAX: usize = 100_000;
@@ -234,6 +234,11 @@ impl Journal {
         self.source(offset, commit)?;
         if let (Some(organization), Some(request)) = (&commit.organization, &commit.request) {
             let key = key_of(organization, &request.request_id);
+            self.findings.looked_at(Check::I13);
+            if matches!(request.origin, Origin::Replay | Origin::Shadow) {
+                let what = || format!("its origin is {:?}; replays write on topics of their own", request.origin);
+                self.violated(Check::I13, offset, Some(&key), what);
+            }
             self.facts(&At { offset, key: &key, commit });
         }
         if self.open.len() > OPEN_MAX { Err(Error::TooManyOpen { offset }) } else { Ok(()) }

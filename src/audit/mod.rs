@@ -43,12 +43,13 @@ pub enum Check {
     I10,
     I11,
     I12,
+    I13,
     /// Every decision, made again.
     Redecided,
 }
 
 impl Check {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::I1,
         Self::I2,
         Self::I3,
@@ -61,6 +62,7 @@ impl Check {
         Self::I10,
         Self::I11,
         Self::I12,
+        Self::I13,
         Self::Redecided,
     ];
 
@@ -79,6 +81,7 @@ impl Check {
             Self::I10 => "I10",
             Self::I11 => "I11",
             Self::I12 => "I12",
+            Self::I13 => "I13",
             Self::Redecided => "redecided",
         }
     }
@@ -98,6 +101,7 @@ impl Check {
             Self::I10 => "committed offsets pass no undecided record",
             Self::I11 => "every record is decided exactly once",
             Self::I12 => "a rebuild of the journal gives the live state",
+            Self::I13 => "no replay wrote anything live",
             Self::Redecided => "deciding again gives the recorded facts",
         }
     }
@@ -114,7 +118,7 @@ impl Check {
             Self::I7 => "reservations and releases",
             Self::I10 => "partitions",
             Self::I11 => "records",
-            Self::I12 | Self::Redecided => "commits",
+            Self::I12 | Self::I13 | Self::Redecided => "commits",
         }
     }
 }

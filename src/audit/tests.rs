@@ -338,6 +338,7 @@ fn everything_holds_on_a_sound_log() {
         (Check::I10, 1),
         (Check::I11, 6),
         (Check::I12, 9),
+        (Check::I13, 9),
         (Check::Redecided, 0),
     ];
     assert_eq!(looked_at, expected);
@@ -634,6 +635,19 @@ fn i11_finds_records_that_are_not_decided_once() {
             "1 verdicts on no record",
         ),
     ]);
+}
+
+#[test]
+fn i13_finds_what_a_replay_wrote_live() {
+    found(&[(
+        "a request of a shadow run",
+        |logs| {
+            let request = logs.last().request.as_mut().unwrap();
+            std::sync::Arc::make_mut(request).origin = crate::records::Origin::Shadow;
+        },
+        Check::I13,
+        "its origin is Shadow; replays write on topics of their own",
+    )]);
 }
 
 #[test]

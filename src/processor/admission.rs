@@ -18,12 +18,12 @@ use crate::control::terms::Terms;
 use crate::domain::ModelName;
 use crate::domain::Timestamp;
 use crate::domain::ids::partition_of;
-use crate::records::Outcome;
 use crate::records::journal::{
     Fact, InputKind, RecordSkipped, RequestAdmitted, RequestContext, RequestRefused, Standing, Told,
 };
 use crate::records::requests::Chat;
 use crate::records::responses::{ApiError, Frame, FrameBody, Original, RateLimits, Terminal};
+use crate::records::{Origin, Outcome};
 
 /// Most tags of a request.
 const TAGS_MAX: usize = 16;
@@ -248,6 +248,9 @@ fn rate_limits(state: &State, chat: &Chat, context: &Context<'_>) -> Option<Box<
 fn supported(chat: &Chat, bounds: &Bounds) -> Result<(), Box<Refusal>> {
     if chat.body.len() > bounds.body_bytes_max {
         return Err(refusal::too_large(chat.body.len(), bounds.body_bytes_max).into());
+    }
+    if matches!(chat.origin, Origin::Replay | Origin::Shadow) {
+        return Err(refusal::unsupported("a replay's request on the live topic (origin)").into());
     }
     if chat.encryption_key_id.is_some() {
         return Err(refusal::unsupported("encrypted content (encryption_key_id)").into());

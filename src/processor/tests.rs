@@ -385,6 +385,7 @@ fn what_cannot_be_admitted_is_refused_with_its_reason_at_no_cost() {
         (with(|c| c.lane = 1), 400, "unsupported"),
         (with(|c| c.encryption_key_id = Some("k".into())), 400, "unsupported"),
         (with(|c| c.content_ref = Some("s3://x".into())), 400, "unsupported"),
+        (with(|c| c.origin = Origin::Shadow), 400, "unsupported"),
         (with(|c| c.content_type = "text/plain".into()), 400, "unsupported"),
         (with(|c| c.reply_partition = Some(4)), 400, "invalid_request"),
         (with(|c| c.tags = [("k".repeat(65), "v".into())].into()), 400, "invalid_request"),

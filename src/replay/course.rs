@@ -15,14 +15,15 @@ use std::time::Duration;
 use super::estimate::{Estimate, Known};
 use super::row::{Half, Row};
 use crate::control::Tables;
-use crate::domain::{DeploymentId, RequestKey, Timestamp};
+use crate::domain::{DeploymentId, OrganizationId, RequestKey, Timestamp};
 use crate::processor::health::Health;
 use crate::processor::inference::{AttemptEnd, AttemptReport, sum};
 use crate::processor::redecide::{self, Given, decide_given, decide_supposed, given};
 use crate::processor::{Command, Decision, Input, OpenRequest, State, evolve, fold, key_of};
 use crate::provider::{FailureClass, Summary};
 use crate::records::journal::{
-    AttemptEnded, AttemptStarted, Commit, Entry, Fact, Features, HealthState, InputKind, RequestRouted, Standing,
+    AttemptEnded, AttemptStarted, Candidate, Commit, Entry, Fact, Features, HealthState, InputKind, RequestContext,
+    RequestRouted, Standing,
 };
 
 /// How long requests that went elsewhere are known after their end, for what former owners of theirs appended late.
@@ -100,6 +101,19 @@ pub struct Course {
     tenure: i64,
     counts: Counts,
     done: Vec<Row>,
+    /// Whom the candidate calls first, for who makes those calls; `None`: nobody does.
+    begun: Option<Vec<Begun>>,
+}
+
+/// A request that the candidate has just called somebody for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Begun {
+    pub candidate: Arc<str>,
+    pub organization: OrganizationId,
+    pub context: Arc<RequestContext>,
+    pub source_offset: i64,
+    pub called: Candidate,
+    pub features: Features,
 }
 
 /// A commit, where it stands, and whether its record is in the range.
@@ -135,7 +149,18 @@ impl Course {
             tenure: -1,
             counts: Counts::default(),
             done: Vec::new(),
+            begun: None,
         }
+    }
+
+    /// From now on, who is called first is told.
+    pub fn watch(&mut self) {
+        self.begun = Some(Vec::new());
+    }
+
+    /// Whom was called since the last time.
+    pub fn take_begun(&mut self) -> Vec<Begun> {
+        self.begun.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Whether requests of the range are still open on one of the two sides.
@@ -330,6 +355,9 @@ impl Course {
         };
         following.parted = recorded.is_some() && following.ours != Ours::InStep;
         let is_alone = recorded.is_none() && ours.is_some();
+        if let (Some(begun), Some(called), true) = (&mut self.begun, begun_by(&self.name, &decision), at.in_range) {
+            begun.push(called);
+        }
         self.fold(decision, commit);
         if let Some(mut row) = self.following.insert(key.clone(), following).and_then(|former| former.row) {
             row.compare();
@@ -611,6 +639,24 @@ impl Course {
             self.counts.unlike.push(Unlike { partition: self.partition, offset, what });
         }
     }
+}
+
+/// The first call of a request that is admitted.
+fn begun_by(candidate: &Arc<str>, decision: &Decision) -> Option<Begun> {
+    let (started, routed) = (started_of(&decision.facts)?, routed_of(&decision.facts)?);
+    let admitted = decision.facts.iter().find_map(|fact| match fact {
+        Fact::RequestAdmitted(admitted) => Some(admitted),
+        _ => None,
+    })?;
+    let is_called = |of: &&Candidate| of.model == started.model && of.deployment == started.deployment;
+    Some(Begun {
+        candidate: candidate.clone(),
+        organization: decision.organization.clone()?,
+        context: decision.request.clone()?,
+        source_offset: decision.source_offset?,
+        called: routed.candidates.iter().find(is_called)?.clone(),
+        features: admitted.features,
+    })
 }
 
 /// How a call ends that was made elsewhere than the recorded one: what the request itself led to, it leads to there, too;

@@ -93,7 +93,7 @@ impl Log for Reader {
         let name = kafka::topic_name(&self.kafka, Topic::Requests);
         list.add_partition_offset(&name, partition, Offset::Offset(from)).map_err(|e| self.failed(e))?;
         consumer.assign(&list).map_err(|e| self.failed(e))?;
-        Ok(Box::new(OnKafka { reader: self, consumer, partition, next: None, is_over: false }))
+        Ok(Box::new(OnKafka { reader: self, consumer, partition, next: None }))
     }
 
     fn has_content(&self) -> bool {
@@ -108,7 +108,6 @@ struct OnKafka<'a> {
     partition: i32,
     /// Read already, and not asked for yet.
     next: Option<(i64, Vec<u8>)>,
-    is_over: bool,
 }
 
 impl Requests for OnKafka<'_> {
@@ -127,14 +126,13 @@ impl Requests for OnKafka<'_> {
                 };
                 return Ok(Request::try_from(record).ok());
             }
-            if self.next.is_some() || self.is_over {
+            if self.next.is_some() {
                 return Ok(None);
             }
             match self.consumer.poll(POLL) {
                 Some(Ok(message)) => {
                     self.next = Some((message.offset(), message.payload().unwrap_or_default().to_vec()));
                 }
-                Some(Err(KafkaError::PartitionEOF(_))) => self.is_over = true,
                 Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => {
                     return Err(self.reader.failed(error).into());
                 }

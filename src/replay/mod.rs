@@ -4,6 +4,8 @@
 //! its own, and held against what is recorded. [`course`] decides, [`estimate`] says what calls would have used that nobody
 //! made, [`report`] sums up; these are pure. [`run`] reads the logs and writes under the run's name, never elsewhere.
 
+pub mod account;
+pub mod calls;
 pub mod candidate;
 pub mod clickhouse;
 pub mod course;
@@ -15,6 +17,7 @@ pub mod partition;
 pub mod report;
 pub mod row;
 pub mod run;
+pub mod shadow;
 
 #[cfg(test)]
 mod tests;

@@ -22,6 +22,7 @@ use crate::audit::reader::{self, in_parallel};
 use crate::control::rules::Rules;
 use crate::domain::ids::partition_of;
 use crate::domain::{OrganizationId, Timestamp};
+use crate::failpoint::{Failpoint, reached};
 use crate::processor::content;
 use crate::processor::intent::Builtin;
 use crate::records::Topic;
@@ -122,7 +123,7 @@ impl Spec {
         tests.into_iter().find_map(|(what, differs)| differs.then_some(what))
     }
 
-    fn filter(&self) -> Filter {
+    pub fn filter(&self) -> Filter {
         Filter {
             organizations: self.organizations.iter().cloned().collect(),
             tiers: self.filter.tiers.iter().copied().collect(),
@@ -265,6 +266,7 @@ impl<'a> Run<'a> {
             let reports = self.partition(directory, *partition, since, filter.clone())?;
             destination.take(directory, *partition)?;
             directory.done(*partition, &reports)?;
+            reached(Failpoint::PartitionReplayed);
             Ok::<_, Error>(reports)
         });
         let mut reports: Vec<Report> = self.candidates.iter().map(|candidate| Report::of(&candidate.name)).collect();

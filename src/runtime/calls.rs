@@ -13,7 +13,7 @@ use super::publisher::{self, Deliveries, Delivery, Outgoing, Publisher};
 use super::room::Hold;
 use super::{clock, kafka};
 use crate::codec::Codec;
-use crate::config::{self, Providers};
+use crate::config::{self, Endpoint};
 use crate::domain::RequestKey;
 use crate::failpoint::{Failpoint, reached};
 use crate::processor::ProviderCall;
@@ -22,7 +22,6 @@ use crate::provider::openai::shortfall;
 use crate::provider::transport::{Answer, AnswerStream, Transport};
 use crate::provider::{Call, CapName, Failure, FailureClass, Summary, Upstream};
 use crate::records::Topic;
-use crate::records::control::NO_CREDENTIAL;
 use crate::records::journal::AttemptProgressed;
 use crate::records::responses::{Content, Frame, FrameBody, ResponseRecord};
 
@@ -75,9 +74,7 @@ impl Calls {
 
     /// The simulator that answers for a deployment with this credential, if one does.
     pub fn simulator(&self, credential: &str) -> Option<&str> {
-        let Providers { upstream_override, simulator_url, environment, .. } = &self.providers;
-        let stands_in = || simulator_url.as_deref().filter(|_| environment.get(credential).is_none());
-        upstream_override.as_deref().or_else(stands_in)
+        self.providers.simulator(credential)
     }
 
     /// Where a deployment is called, and whether that is a simulator.
@@ -86,12 +83,8 @@ impl Calls {
     /// When the deployment's credential is not in the environment: a call without it could only be refused.
     fn upstream(&self, call: &ProviderCall) -> Result<(Upstream, bool), Failure> {
         let (model, cap_name) = (call.upstream_model.clone(), CapName::at(&call.base_url));
-        if let Some(url) = self.simulator(&call.credential) {
-            return Ok((Upstream { base_url: url.to_owned(), model, cap_name, credential: None }, true));
-        }
-        let credential = self.providers.environment.get(&call.credential).cloned();
-        match credential {
-            None if call.credential != NO_CREDENTIAL => {
+        match self.providers.endpoint(&call.credential, &call.base_url) {
+            None => {
                 let mut told = self.missing_credentials.lock().unwrap_or_else(PoisonError::into_inner);
                 if told.insert(call.credential.clone()) {
                     tracing::warn!(
@@ -103,7 +96,9 @@ impl Calls {
                 let message = format!("the gateway has no credential for deployment {}", call.head.deployment);
                 Err(Failure::new(FailureClass::Configuration, message))
             }
-            credential => Ok((Upstream { base_url: call.base_url.clone(), model, cap_name, credential }, false)),
+            Some(Endpoint { base_url, credential, simulated }) => {
+                Ok((Upstream { base_url, model, cap_name, credential }, simulated))
+            }
         }
     }
 

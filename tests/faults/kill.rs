@@ -53,7 +53,7 @@ const fn passing(point: Failpoint) -> u32 {
         BeforeOffsets | AfterOffsets | BeforeUsageOffsets | AfterUsageOffsets => 1,
         BeforeUsage | AfterUsage | UsageAcknowledged => 3,
         BeforeInsert | AfterInsert | BeforeLetter | AfterLetter | BeforeRowOffsets | AfterRowOffsets => 1,
-        BeforeRequest | AfterRequest | RequestAcknowledged | FrameReceived => 1,
+        BeforeRequest | AfterRequest | RequestAcknowledged | FrameReceived | PartitionReplayed => 1,
     }
 }
 
@@ -166,7 +166,9 @@ async fn a_gateway_that_is_killed_anywhere_loses_and_repeats_nothing() {
     world.config.kafka.properties.0.insert("group.instance.id".to_owned(), INSTANCE.to_owned());
     world.config.processor.checkpoint_commits = CHECKPOINT_COMMITS;
     let key = key(&world.config, ORGANIZATION);
-    for point in suite::size(SHORT.as_slice(), Failpoint::value_variants()) {
+    // A replay is no gateway; its own test kills it.
+    let is_gateways = |point: &&Failpoint| **point != Failpoint::PartitionReplayed;
+    for point in suite::size(SHORT.as_slice(), Failpoint::value_variants()).iter().filter(is_gateways) {
         suite::case(&format!("kill {point:?}"), async || kill_at(&world, *point, &key).await).await;
     }
 }

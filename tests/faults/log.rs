@@ -166,6 +166,11 @@ impl Journal {
         self.requests.get(request).unwrap_or_else(|| panic!("the journal says nothing of {request}"))
     }
 
+    /// Tenures that were taken.
+    pub fn owners_count(&self) -> usize {
+        self.owners.len()
+    }
+
     pub fn is_over(&self, request: &str) -> bool {
         self.requests.get(request).is_some_and(Decided::is_over)
     }

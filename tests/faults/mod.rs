@@ -11,6 +11,7 @@ mod ambiguous;
 mod kill;
 mod ledger;
 mod peers;
+mod replay;
 mod routing;
 mod storm;
 mod takeover;

@@ -1,6 +1,8 @@
 //! `tollstream replay`: yesterday's traffic through tomorrow's rules.
 
 mod diff;
+mod live;
+mod shadow;
 mod show;
 
 use std::collections::BTreeMap;
@@ -19,17 +21,20 @@ use tokio::runtime::Handle;
 use super::audit::{COULD_NOT_LOOK, Moment, bar, reader};
 use super::connection::Connection;
 use super::output;
+use super::up::running;
 use crate::archive::Place;
 use crate::archive::read::Archive;
 use crate::audit::reader::Reader;
 use crate::causes::causes;
-use crate::config::Config;
-use crate::domain::{ModelName, OrganizationId, PolicyName, RequestId};
+use crate::config::{Config, Environment};
+use crate::control::rules::Rules;
+use crate::domain::{ModelName, OrganizationId, PicoUsd, PolicyName, RequestId};
 use crate::replay::candidate::{Asked, Document};
 use crate::replay::clickhouse::Table;
 use crate::replay::directory::{Directory, RunName};
 use crate::replay::log::Log;
 use crate::replay::page;
+use crate::replay::partition::Candidate;
 use crate::replay::report::Report;
 use crate::replay::run::{Destination, FilterSpec, LAST_MAX, Nowhere, Run, Spec};
 use crate::runtime::clock;
@@ -135,11 +140,64 @@ pub struct Arguments {
     /// Read an archive instead of the topics: a directory, or s3://BUCKET/PREFIX
     #[arg(long, value_name = "URL")]
     pub archive: Option<String>,
+    /// Decide alone, really call the providers for a sample afterwards, or follow the running system
+    #[arg(long, value_enum, default_value_t = Mode::Decide)]
+    pub mode: Mode,
+    #[command(flatten)]
+    pub spending: Spending,
     #[command(flatten)]
     pub connection: Connection,
     /// Print one JSON object; amounts are pico-dollars in strings
     #[arg(long)]
     pub json: bool,
+    /// Where this process ends itself, for the fault tests: partition-replayed=kill@1
+    #[cfg(feature = "failpoints")]
+    #[arg(long, env = "TOLLSTREAM_FAILPOINT", hide = true)]
+    pub failpoint: Option<crate::failpoint::Armed>,
+}
+
+/// What is done beside deciding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// Decide again from the journal
+    Decide,
+    /// Really call the providers for a sample
+    Live,
+    /// Decide new requests of the running system, too, and really call the providers for a share of them
+    Shadow,
+}
+
+/// How much is really called.
+#[derive(Debug, Clone, Args)]
+pub struct Spending {
+    /// live, shadow: what the run may spend in all, in dollars
+    #[arg(long, value_name = "USD", default_value = "1.00")]
+    pub budget: PicoUsd,
+    /// live, shadow: calls in a second at the most
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub rate: u32,
+    /// live, shadow: calls under way at once
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub concurrency: usize,
+    /// live: requests that are called for, chosen by a hash of their ids
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub sample: usize,
+    /// live: also of those that would be called where they were
+    #[arg(long)]
+    pub all: bool,
+    /// live: spend without asking
+    #[arg(long)]
+    pub yes: bool,
+    /// shadow: percent of the requests that are called for, chosen by a hash of their ids
+    #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=100))]
+    pub share: u64,
+    /// shadow: for how long, such as 10m; default: until it is interrupted
+    #[arg(long = "for", value_name = "DURATION")]
+    pub lasts: Option<Moment>,
+    /// live, shadow: call every model at this OpenAI-compatible base URL; default: the providers, or the simulator of the gateway
+    /// that runs from .tollstream
+    #[arg(long, value_name = "URL")]
+    pub upstream: Option<String>,
 }
 
 /// A candidate of several files.
@@ -231,13 +289,24 @@ pub async fn run(replay: Replay) -> anyhow::Result<ExitCode> {
 }
 
 async fn decide(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    #[cfg(feature = "failpoints")]
+    arguments.failpoint.into_iter().for_each(crate::failpoint::arm);
     let begun = Instant::now();
+    let spending = &arguments.spending;
+    ensure!(spending.budget > PicoUsd::ZERO, "--budget must be more than nothing");
+    ensure!(
+        spending.rate > 0 && spending.concurrency > 0 && spending.sample > 0,
+        "--rate, --concurrency and --sample must be at least 1"
+    );
+    if arguments.mode == Mode::Shadow {
+        return Box::pin(shadow::run(arguments)).await;
+    }
     let spec = spec(&arguments)?;
     let name = match &arguments.run {
         Some(name) => name.clone(),
         None => run_name().map_err(anyhow::Error::msg)?,
     };
-    let config = arguments.connection.load()?;
+    let config = configuration(&arguments)?;
     let clickhouse = config.clickhouse.clone();
     let archived = config.archive.url.clone();
     let (dir, resumes, with_clickhouse) = (arguments.dir.clone(), arguments.resume, !arguments.no_clickhouse);
@@ -253,7 +322,7 @@ async fn decide(arguments: Arguments) -> anyhow::Result<ExitCode> {
         false => spec,
     };
     let handle = Handle::current();
-    let source = Source::new(config, &arguments)?;
+    let source = Source::new(config.clone(), &arguments)?;
     let prepared = tokio::task::spawn_blocking(move || {
         let log = source.open(handle.clone())?;
         let progress = bar();
@@ -286,14 +355,52 @@ async fn decide(arguments: Arguments) -> anyhow::Result<ExitCode> {
         let reports = reports?;
         directory.write_report(&reports)?;
         let page = directory.write_page(&page::page(name.as_str(), &run.spec, &reports))?;
-        anyhow::Ok((name, reports, page))
+        let Run { rules, candidates, spec, .. } = run;
+        anyhow::Ok((Decided { name, directory, rules, candidates, control: spec.control, log }, reports, page))
     });
-    let (name, reports, page) = replayed.await.context("the replay broke off")??;
+    let (decided, reports, page) = replayed.await.context("the replay broke off")??;
+    let name = decided.name.clone();
+    if arguments.mode == Mode::Live {
+        if !arguments.json {
+            show::show(&reports, &name, &page, begun.elapsed());
+        }
+        Box::pin(live::run(config, &arguments, decided)).await?;
+        return Ok(verdict(&reports));
+    }
     match arguments.json {
         true => output::line(&show::describe(name.as_str(), &reports).to_string()),
         false => show::show(&reports, &name, &page, begun.elapsed()),
     }
     Ok(verdict(&reports))
+}
+
+/// A replay that has decided.
+struct Decided {
+    name: RunName,
+    directory: Directory,
+    rules: Rules,
+    candidates: Vec<Candidate>,
+    /// Where control ended.
+    control: i64,
+    log: Box<dyn Log + Send>,
+}
+
+/// The configuration, with where the providers are called.
+fn configuration(arguments: &Arguments) -> anyhow::Result<Config> {
+    let mut config = arguments.connection.load()?;
+    if arguments.mode == Mode::Decide {
+        return Ok(config);
+    }
+    config.providers.environment = Environment::read();
+    if let Some(url) = &arguments.spending.upstream {
+        config.providers.upstream_override = Some(url.clone());
+    } else if config.providers.simulator_url.is_none()
+        && let Some(simulator) = running(Path::new(".tollstream")).and_then(|of| of.simulator)
+    {
+        config.providers.simulator_url = Some(format!("{}/v1", simulator.trim_end_matches('/')));
+    }
+    config.validate()?;
+    Ok(config)
 }
 
 /// Where the logs are.

@@ -1,0 +1,236 @@
+//! `--mode shadow`: follows the running system.
+
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use indicatif::ProgressBar;
+use serde_json::json;
+use tokio::sync::{Semaphore, mpsc};
+
+use super::super::audit::{Moment, reader};
+use super::super::{output, signals};
+use super::{Arguments, configuration, run_name, show, spec};
+use crate::audit::reader::Reader;
+use crate::codec::{Codec, Registry};
+use crate::explain::tell::usd;
+use crate::records::Origin;
+use crate::replay::calls::{Caller, Came, Wanted};
+use crate::replay::directory::Directory;
+use crate::replay::page;
+use crate::replay::report::Report;
+use crate::replay::run::{Run, Spec};
+use crate::replay::shadow::{Counters, Follower, WAITING_MAX};
+
+/// How often what is going on is told.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let lasts = match arguments.spending.lasts {
+        None => None,
+        Some(Moment::Ago(lasts)) => Some(lasts),
+        Some(Moment::At(_)) => anyhow::bail!("--for is a duration such as 10m"),
+    };
+    ensure!(
+        arguments.from.is_none()
+            && arguments.until.is_none()
+            && arguments.last.is_none()
+            && arguments.offsets.is_empty(),
+        "--mode shadow follows what comes from now on; --from, --until, --last and --offsets are for the other modes"
+    );
+    ensure!(arguments.archive.is_none(), "--mode shadow follows the running system; an archive cannot be followed");
+    ensure!(!arguments.resume, "a shadow run is not gone on with; begin another one");
+    let spec = spec(&arguments)?;
+    let name = match &arguments.run {
+        Some(name) => name.clone(),
+        None => run_name().map_err(anyhow::Error::msg)?,
+    };
+    let config = configuration(&arguments)?;
+    let reader = Arc::new(Reader { progress: ProgressBar::hidden(), ..reader(config.clone())? });
+    let log = reader.clone();
+    let prepared = tokio::task::spawn_blocking(move || {
+        let Run { spec, candidates, .. } = Run::prepare(&*log, spec, None, ProgressBar::hidden())?;
+        anyhow::Ok((spec, candidates))
+    });
+    let (spec, candidates) = prepared.await.context("looking broke off")??;
+    let codec = Arc::new(Codec::connect(Registry::new(&config.registry, &config.kafka.topic_prefix)?).await?);
+    let caller = Caller::open(&config, codec, &name, Origin::Shadow, arguments.spending.budget, false).await?;
+    let (directory, _) = Directory::begin(&arguments.dir, &name, &spec, false, Spec::differs)?;
+    let (sender, wanted) = mpsc::channel::<Wanted>(WAITING_MAX);
+    let (counters, ends) = (Arc::new(Counters::default()), Arc::new(AtomicBool::new(false)));
+    let followers = follow(&reader, &spec, candidates, &directory, sender, &arguments, &counters, &ends);
+    let calls = tokio::spawn(call(Arc::new(caller), wanted, arguments.spending.clone(), directory.clone()));
+    let partitions = spec.journal.len() as u64;
+    let until = lasts.map(|lasts| Instant::now() + lasts);
+    let mut told = Instant::now();
+    let mut ended = std::pin::pin!(signals::terminated());
+    loop {
+        tokio::select! {
+            _ = &mut ended => break,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        if until.is_some_and(|until| Instant::now() >= until) || followers.is_finished() {
+            break;
+        }
+        if told.elapsed() >= TELL_EVERY {
+            told = Instant::now();
+            let (current, decided) =
+                (counters.current.load(Ordering::Relaxed), counters.decided.load(Ordering::Relaxed));
+            output::note(&format!("{current} of {partitions} partitions are current; {decided} requests decided"));
+        }
+    }
+    ends.store(true, Ordering::Relaxed);
+    let reports = followers.await.context("following broke off")??;
+    let told = calls.await.context("calling broke off")??;
+    directory.write_report(&reports)?;
+    let page = directory.write_page(&page::page(name.as_str(), &spec, &reports))?;
+    let passed_over = counters.passed_over.load(Ordering::Relaxed);
+    if arguments.json {
+        let mut shown = show::describe(name.as_str(), &reports);
+        shown["shadow"] = json!({
+            "calls": told.calls,
+            "failed": told.failed,
+            "over_budget": told.over_budget,
+            "unpriced": told.unpriced,
+            "passed_over": passed_over,
+            "spent_pico_usd": told.spent.get().to_string(),
+        });
+        output::line(&shown.to_string());
+    } else {
+        show::show(&reports, &name, &page, told.elapsed);
+        output::line(&format!(
+            "{} calls, {} failed, {} left out, since the budget is used up, {} without a price, {passed_over} passed over, since too many waited; \
+             the run has spent {} of {}",
+            told.calls,
+            told.failed,
+            told.over_budget,
+            told.unpriced,
+            usd(told.spent),
+            usd(arguments.spending.budget)
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[expect(clippy::too_many_arguments, reason = "it hands them on to every partition")]
+fn follow(
+    reader: &Arc<Reader>,
+    spec: &Spec,
+    candidates: Vec<crate::replay::partition::Candidate>,
+    directory: &Directory,
+    sender: mpsc::Sender<Wanted>,
+    arguments: &Arguments,
+    counters: &Arc<Counters>,
+    ends: &Arc<AtomicBool>,
+) -> tokio::task::JoinHandle<anyhow::Result<Vec<Report>>> {
+    let (reader, spec, directory) = (reader.clone(), spec.clone(), directory.clone());
+    let (share, counters, ends) = (arguments.spending.share * 10, counters.clone(), ends.clone());
+    tokio::task::spawn_blocking(move || {
+        let filter = spec.filter();
+        let followed = std::thread::scope(|scope| {
+            let threads: Vec<_> = spec
+                .journal
+                .iter()
+                .map(|(partition, begins)| {
+                    let follower = Follower {
+                        reader: &reader,
+                        partition: *partition,
+                        begins: *begins,
+                        candidates: &candidates,
+                        filter: &filter,
+                        share_permille: share,
+                        wanted: sender.clone(),
+                        counters: &counters,
+                        ends: &ends,
+                    };
+                    let directory = &directory;
+                    scope.spawn(move || follower.follow(directory))
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>()
+        });
+        let mut reports: Vec<Report> = candidates.iter().map(|candidate| Report::of(&candidate.name)).collect();
+        for of_partition in followed {
+            let of_partition = of_partition.map_err(|_| anyhow::anyhow!("a partition broke off"))??;
+            reports.iter_mut().zip(of_partition).for_each(|(all, of)| all.merge(of));
+        }
+        Ok(reports)
+    })
+}
+
+/// What the calls came to.
+struct Told {
+    calls: u64,
+    failed: u64,
+    over_budget: u64,
+    unpriced: u64,
+    spent: crate::domain::PicoUsd,
+    elapsed: Duration,
+}
+
+/// Makes the calls that are wanted, until nobody wants any more.
+async fn call(
+    caller: Arc<Caller>,
+    mut wanted: mpsc::Receiver<Wanted>,
+    spending: super::Spending,
+    directory: Directory,
+) -> anyhow::Result<Told> {
+    let begun = Instant::now();
+    let path = directory.path().join("answers.jsonl");
+    let mut file = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+    let mut ticks = tokio::time::interval(Duration::from_secs(1) / spending.rate);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let room = Arc::new(Semaphore::new(spending.concurrency));
+    let (came, mut ended) = mpsc::channel::<anyhow::Result<Came>>(WAITING_MAX);
+    let calls = async {
+        while let Some(wanted) = wanted.recv().await {
+            ticks.tick().await;
+            let permit = room.clone().acquire_owned().await?;
+            let (caller, came) = (caller.clone(), came.clone());
+            tokio::spawn(async move {
+                // Nobody listens any more once one of them could not be journaled.
+                let _ = came.send(caller.call(&wanted).await).await;
+                drop(permit);
+            });
+        }
+        drop(came);
+        anyhow::Ok(())
+    };
+    let (mut told, write) = (
+        Told {
+            calls: 0,
+            failed: 0,
+            over_budget: 0,
+            unpriced: 0,
+            spent: crate::domain::PicoUsd::ZERO,
+            elapsed: Duration::ZERO,
+        },
+        async {
+            let mut told = (0, 0, 0, 0);
+            while let Some(came) = ended.recv().await {
+                match came? {
+                    Came::Made(made) => {
+                        told.0 += 1;
+                        told.1 += u64::from(made.error_code.is_some());
+                        writeln!(file, "{}", json!({ "call": made }))?;
+                    }
+                    Came::OverBudget => told.2 += 1,
+                    Came::Unpriced => told.3 += 1,
+                    Came::Before => {}
+                }
+            }
+            anyhow::Ok(told)
+        },
+    );
+    let (asked, written) = tokio::join!(calls, write);
+    asked?;
+    (told.calls, told.failed, told.over_budget, told.unpriced) = written?;
+    told.spent = caller.account().await.spent();
+    told.elapsed = begun.elapsed();
+    Ok(told)
+}

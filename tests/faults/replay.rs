@@ -1,0 +1,491 @@
+//! A mixed day with failing providers, refusals, a killed owner and changed rules, replayed: by the recorded rules nothing
+//! differs, by one changed rule what it applies to; broken off and gone on with, from an archive, beside live traffic.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::{Message as _, Offset, TopicPartitionList};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+use tokio::net::TcpListener;
+use tollstream::demo::{Day, Question, TENANTS};
+use tollstream::records::control::Organization;
+use tollstream::records::requests::Chat;
+use tollstream::records::{Origin, Topic};
+use tollstream::replay::directory::Directory;
+use tollstream::replay::row::Row;
+use tollstream::runtime::kafka;
+use tollstream::simulate::{Behavior, Options, Server};
+
+use super::suite;
+use super::world::World;
+use crate::stack::fixture::{Engines, PATIENCE};
+use crate::stack::process::{Launch, Process};
+
+const POLICY: &str = include_str!("../../topology/seed/policies/auto.toml");
+/// Requests of the day, and how many are under way at once.
+const REQUESTS: usize = 20_000;
+const AT_ONCE: usize = 500;
+const PRODUCED_AT_ONCE: usize = 64;
+const PARTITIONS: u32 = 4;
+
+async fn failing() -> Server {
+    let faults = ["claude-haiku*@status=503:8%", "gpt-4*@status=429;retry-after=1:6%", "claude-sonnet*@cut-after=0:5%"];
+    let faults = faults.iter().map(|fault| fault.parse().expect("a fault")).collect();
+    let behavior = Behavior { faults, ..Behavior::instant() };
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    Server::start(Options { behavior, ..Options::default() }, listener).expect("a simulator")
+}
+
+fn chat(id: String, question: Question) -> Chat {
+    Chat {
+        request_id: id.parse().expect("an id"),
+        organization: question.tenant.parse().expect("an id"),
+        lane: 0,
+        key_id: None,
+        user: None,
+        user_tier: question.user_tier.map(str::to_owned),
+        tags: BTreeMap::from([(
+            "team".to_owned(),
+            question.body["metadata"]["team"].as_str().expect("a team").to_owned(),
+        )]),
+        conversation_id: Some(question.conversation.parse().expect("an id")),
+        model: None,
+        timeout_ms: None,
+        reply_partition: Some(0),
+        reply_nonce: None,
+        origin: Origin::Live,
+        traceparent: None,
+        content_type: "application/json".to_owned(),
+        encryption_key_id: None,
+        content_ref: None,
+        body: Bytes::from(question.body.to_string()),
+    }
+}
+
+/// Asks the questions from `from` on, so many at once, and waits until each is over.
+async fn ask(world: &World, questions: &mut impl Iterator<Item = Question>, from: usize, count: usize) {
+    let mut journal = world.journal();
+    let mut asked = from;
+    while asked < from + count {
+        let next: Vec<String> = (asked..(asked + AT_ONCE).min(from + count)).map(|n| format!("day-{n}")).collect();
+        let chats: Vec<Chat> = next.iter().map(|id| chat(id.clone(), questions.next().expect("a question"))).collect();
+        stream::iter(chats).for_each_concurrent(PRODUCED_AT_ONCE, |chat| world.ask_as(chat)).await;
+        asked += next.len();
+        journal.until("all are over", |read| next.iter().all(|id| read.is_over(id)).then_some(()));
+    }
+}
+
+/// The program, with the world's configuration.
+struct Tool {
+    config: tempfile::NamedTempFile,
+    folder: tempfile::TempDir,
+}
+
+impl Tool {
+    fn new(world: &World) -> Self {
+        let mut config = tempfile::NamedTempFile::new().expect("a file");
+        config.write_all(toml::to_string(&world.config).expect("TOML").as_bytes()).expect("written");
+        Self { config, folder: tempfile::tempdir().expect("a folder") }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tollstream"));
+        command.args(arguments).arg("--config").arg(self.config.path()).current_dir(self.folder.path());
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn output(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().expect("tollstream runs")
+    }
+
+    /// The exit code, and what it prints as JSON.
+    fn json(&self, arguments: &[&str]) -> (Option<i32>, Value) {
+        let output = self.output(&[arguments, &["--json"]].concat());
+        let value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+        (output.status.code(), value)
+    }
+
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        path.to_string_lossy().into_owned()
+    }
+
+    fn rows(&self, run: &str) -> Vec<Row> {
+        let root = self.folder.path().join("replays");
+        let directory = Directory::open(&root, &run.parse().expect("a name")).expect("a run");
+        let mut rows = Vec::new();
+        for partition in directory.partitions().expect("partitions") {
+            directory
+                .each_row(partition, |row| {
+                    rows.push(row);
+                    Ok(())
+                })
+                .expect("rows");
+        }
+        rows
+    }
+
+    /// Every file of a run but what was asked for, by name.
+    fn files(&self, run: &str) -> BTreeMap<String, Vec<u8>> {
+        let path = self.folder.path().join("replays").join(run);
+        let entries = std::fs::read_dir(&path).expect("a run").map(|entry| entry.expect("an entry").path());
+        let name = |path: &Path| path.file_name().expect("a name").to_string_lossy().into_owned();
+        entries
+            .map(|path| (name(&path), std::fs::read(&path).expect("a file")))
+            .filter(|(name, _)| name.starts_with("partition-") || name == "report.json")
+            .collect()
+    }
+}
+
+/// Every record of the live topics up to where they end now: offsets, keys and values.
+fn digest(world: &World, ends: &BTreeMap<(Topic, i32), i64>) -> String {
+    let consumer: BaseConsumer = kafka::cold_consumer(&world.config.kafka, "digest").create().expect("a consumer");
+    let mut digest = Sha256::new();
+    for ((topic, partition), end) in ends {
+        let name = kafka::topic_name(&world.config.kafka, *topic);
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&name, *partition, Offset::Beginning).expect("an offset");
+        consumer.assign(&list).expect("assigned");
+        let mut next = 0;
+        let until = std::time::Instant::now() + PATIENCE;
+        while next < *end {
+            assert!(std::time::Instant::now() < until, "{name}/{partition} is not read to {end}");
+            let Some(message) = consumer.poll(Duration::from_millis(100)) else { continue };
+            let message = message.expect("a record");
+            if message.offset() >= *end {
+                break;
+            }
+            next = message.offset() + 1;
+            digest.update(format!("{name}/{partition}/{}", message.offset()));
+            digest.update(message.key().unwrap_or_default());
+            digest.update(message.payload().unwrap_or_default());
+        }
+    }
+    hex::encode(digest.finalize())
+}
+
+fn ends(world: &World) -> BTreeMap<(Topic, i32), i64> {
+    let consumer: BaseConsumer = kafka::cold_consumer(&world.config.kafka, "digest").create().expect("a consumer");
+    let mut ends = BTreeMap::new();
+    for topic in [Topic::Requests, Topic::Journal, Topic::Responses, Topic::Usage, Topic::Control] {
+        let partitions = if topic == Topic::Control { 1 } else { PARTITIONS as i32 };
+        for partition in 0..partitions {
+            let name = kafka::topic_name(&world.config.kafka, topic);
+            let (_, end) = consumer.fetch_watermarks(&name, partition, PATIENCE).expect("the end");
+            ends.insert((topic, partition), end);
+        }
+    }
+    ends
+}
+
+async fn world(simulator: &Server) -> World {
+    let mut world = World::with(&Engines::shared(), "replay", Some(PARTITIONS), |seeds| {
+        for tenant in TENANTS {
+            let plan = Some(tenant.plan.parse().expect("a name"));
+            let organization = Organization { plan, ..Organization::named(tenant.name) };
+            seeds.organizations.insert(tenant.id.parse().expect("an id"), organization);
+        }
+    })
+    .await;
+    world.config.providers.upstream_override = Some(simulator.base_url());
+    world
+}
+
+fn gateway(world: &World, instance: &'static str) -> Process {
+    Process::start(&world.config, Launch { instance, ..Launch::default() })
+}
+
+fn all<'a>(report: &'a Value, candidate: &str) -> &'a Value {
+    let candidates = report["candidates"].as_array().unwrap_or_else(|| panic!("no candidates in {report:#}"));
+    candidates.iter().find(|of| of["candidate"] == candidate).unwrap_or_else(|| panic!("no {candidate} in {report:#}"))
+}
+
+/// Holds a replay by the recorded rules, and gives its requests.
+fn identical(report: &Value, what: &str) -> u64 {
+    let recorded = all(report, "recorded");
+    assert_eq!(recorded["differing"], 0, "{what}: {recorded:#}");
+    assert_eq!(recorded["counts"]["unlike"], Value::Array(Vec::new()), "{what}");
+    assert_eq!(recorded["counts"]["identical"], recorded["counts"]["commits"], "{what}");
+    assert_eq!(recorded["all"]["recorded"]["cost_pico_usd"], recorded["all"]["candidate"]["cost_pico_usd"]);
+    recorded["all"]["recorded"]["requests"].as_u64().expect("requests")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_day_with_crashes_and_changed_rules_is_replayed_without_a_difference_and_one_rule_changes_what_it_applies_to()
+{
+    let run = async || {
+        let simulator = failing().await;
+        let world = world(&simulator).await;
+        let tool = Tool::new(&world);
+        let (mut first, mut second) = (gateway(&world, "replay-a"), gateway(&world, "replay-b"));
+        first.ready().await;
+        second.ready().await;
+        let mut questions = Day::new(11);
+        ask(&world, &mut questions, 0, REQUESTS / 2).await;
+        // An owner goes away in the middle, and the rules change.
+        let dearer = POLICY.replace("basic_support = 2", "basic_support = 3");
+        let changed = tool.file("changed.toml", &format!("[[policies]]\n{}", as_item(&dearer)));
+        let applied = tool.output(&["apply", "-y", "-f", &changed]);
+        assert!(applied.status.success(), "{applied:?}");
+        let mut journal = world.journal();
+        for n in 0..AT_ONCE {
+            let question = questions.next().expect("a question");
+            world.ask_as(chat(format!("crash-{n}"), question)).await;
+        }
+        first.kill().await;
+        journal.until("what the killed one had is over", |read| {
+            (0..AT_ONCE).all(|n| read.is_over(&format!("crash-{n}"))).then_some(())
+        });
+        ask(&world, &mut questions, REQUESTS / 2, REQUESTS / 2 - AT_ONCE).await;
+        let read = journal.read_all();
+        assert!(read.owners_count() > PARTITIONS as usize, "the killed one's partitions have had another owner");
+        assert!(read.requests.values().filter(|of| of.refused > 0).count() > 500, "requests were refused");
+        assert!(read.requests.values().filter(|of| of.attempts > 1).count() > 50, "requests fell back");
+
+        let ends_before = ends(&world);
+        let before = digest(&world, &ends_before);
+        let (code, report) = tool.json(&["replay", "--run", "as-it-was"]);
+        assert_eq!((code, identical(&report, "as it was")), (Some(0), REQUESTS as u64));
+
+        // One rule: where VIPs are sent.
+        let vips = tool.file(
+            "vips.toml",
+            &POLICY.replace("vip_tier = 4", "vip_tier = 3").replace("basic_support = 2", "basic_support = 3"),
+        );
+        let second_half = format!(
+            "{}",
+            tool.rows("as-it-was").iter().filter(|row| row.request_id.as_str().starts_with("day-")).count()
+        );
+        assert_eq!(second_half, (REQUESTS - AT_ONCE).to_string());
+        let since = tool
+            .rows("as-it-was")
+            .iter()
+            .filter(|row| row.request_id.as_str().starts_with("crash-"))
+            .map(|row| row.at)
+            .min();
+        let since = since.expect("a row").to_string();
+        let rule = ["replay", "--policy", &vips, "--verify", "--from", &since];
+        let (code, report) = tool.json(&[&rule[..], &["--run", "vips"]].concat());
+        assert_eq!(code, Some(0), "{report:#}");
+        assert!(identical(&report, "the second half") >= REQUESTS as u64 / 2);
+        let rows = tool.rows("vips");
+        let applies = |row: &&Row| row.recorded.reasons.iter().any(|reason| reason == "tier:4:vip");
+        let names = |rows: Vec<&Row>| rows.into_iter().map(|row| row.request_id.to_string()).collect::<BTreeSet<_>>();
+        let of_rule: Vec<&Row> = rows.iter().filter(|row| &*row.candidate_name == "vips").collect();
+        let differing = names(of_rule.iter().copied().filter(|row| !row.changes.is_empty()).collect());
+        let concerned = names(of_rule.iter().copied().filter(applies).collect());
+        assert!(concerned.len() > 50, "{} VIPs", concerned.len());
+        assert_eq!(differing, concerned, "it differs exactly where the rule applies");
+
+        // Broken off after a partition, and gone on with.
+        let killed = tool
+            .command(&[&rule[..], &["--run", "broken"]].concat())
+            .env("TOLLSTREAM_FAILPOINT", "partition-replayed=kill@1")
+            .output()
+            .expect("tollstream runs");
+        assert!(
+            !killed.status.success() && String::from_utf8_lossy(&killed.stderr).contains("partition-replayed"),
+            "{killed:?}"
+        );
+        assert!(!tool.files("broken").contains_key("report.json"), "it was broken off");
+        let again = tool.output(&["replay", "--run", "broken"]);
+        assert!(String::from_utf8_lossy(&again.stderr).contains("there is a run broken already"), "{again:?}");
+        let (code, _) = tool.json(&["replay", "--run", "broken", "--resume"]);
+        assert_eq!(code, Some(2), "other candidates are another run");
+        let (code, report) = tool.json(&[&rule[..], &["--run", "broken", "--resume"]].concat());
+        assert_eq!(code, Some(0), "{report:#}");
+        assert!(
+            tool.files("broken") == tool.files("vips"),
+            "a run that was broken off is the same as one that was not"
+        );
+
+        // From an archive, without content.
+        let archive = tool.folder.path().join("archive").to_string_lossy().into_owned();
+        let (code, added) = tool.json(&["archive", "write", "--to", &archive, "--content", "drop"]);
+        assert_eq!(code, Some(0), "{added:#}");
+        let (code, report) = tool.json(&[&rule[..], &["--run", "archived", "--archive", &archive]].concat());
+        assert_eq!(code, Some(0), "{report:#}");
+        assert!(tool.files("archived") == tool.files("vips"), "an archive replays as the topics do");
+        let (code, told) = tool.json(&["replay", "--reclassify", "--run", "wordless", "--archive", &archive]);
+        assert_eq!(code, Some(2));
+        assert!(told["error"].as_str().is_some_and(|error| error.contains("has no content")), "{told}");
+        damage(&tool, &archive);
+
+        // Read again, the words are what they were.
+        let (code, report) = tool.json(&["replay", "--reclassify", "--last", "2000", "--run", "again"]);
+        assert_eq!((code, &all(&report, "reclassified")["differing"]), (Some(0), &0.into()));
+        assert_eq!(all(&report, "reclassified")["all"]["recorded"]["requests"], 2_000);
+
+        assert_eq!(digest(&world, &ends_before), before, "the live topics are as they were");
+        assert_eq!(ends(&world), ends_before, "and nothing was written behind them");
+        world.audit_with_rows().await;
+        second.stop().await;
+    };
+    suite::case("a day replayed", run).await;
+}
+
+/// A file with a changed byte is named, by the check and by a replay.
+fn damage(tool: &Tool, archive: &str) {
+    let manifest: Value =
+        serde_json::from_slice(&std::fs::read(format!("{archive}/manifest.json")).expect("a manifest")).expect("JSON");
+    let files = manifest["files"].as_array().expect("files");
+    let file = files.iter().find(|file| file["topic"] == "journal").expect("a file")["file"].as_str().expect("a name");
+    let path = format!("{archive}/{file}");
+    let mut bytes = std::fs::read(&path).expect("a file");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, bytes).expect("written");
+    let check = Command::new(env!("CARGO_BIN_EXE_tollstream")).args(["archive", "check", archive, "--json"]).output();
+    let check = check.expect("tollstream runs");
+    assert_eq!(check.status.code(), Some(1), "{check:?}");
+    assert!(String::from_utf8_lossy(&check.stdout).contains(file), "{check:?}");
+    let (code, told) = tool.json(&["replay", "--run", "damaged", "--archive", archive]);
+    assert_eq!(code, Some(2));
+    assert!(told["error"].as_str().is_some_and(|error| error.contains(file) && error.contains("damaged")), "{told}");
+}
+
+/// A policy's file as an item of a list of policies.
+fn as_item(policy: &str) -> String {
+    policy
+        .replace("\n[[tiers]]", "\n[[policies.tiers]]")
+        .replace("\n[intents]", "\n[policies.intents]")
+        .replace("\n[complexity]", "\n[policies.complexity]")
+        .replace("\n[failures.", "\n[policies.failures.")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_of_live_and_shadow_runs_are_on_their_own_account_and_topics() {
+    let run = async || {
+        let simulator = failing().await;
+        let world = world(&simulator).await;
+        let tool = Tool::new(&world);
+        let mut gateway = gateway(&world, "shadowed");
+        gateway.ready().await;
+        let mut questions = Day::new(12);
+        ask(&world, &mut questions, 0, 300).await;
+        let cheaper = tool.file("cheaper.toml", &POLICY.replace("complex_question = 3", "complex_question = 2"));
+        let upstream = simulator.base_url();
+        let live = [
+            "replay",
+            "--policy",
+            &cheaper,
+            "--mode",
+            "live",
+            "--sample",
+            "10",
+            "--upstream",
+            &upstream,
+            "--rate",
+            "100",
+        ];
+        let unasked = tool.output(&[&live[..], &["--run", "unasked"]].concat());
+        assert!(String::from_utf8_lossy(&unasked.stderr).contains("say --yes"), "{unasked:?}");
+        let (code, told) = tool.json(&[&live[..], &["--run", "live", "--yes"]].concat());
+        assert_eq!((code, &told["calls"], &told["over_budget"]), (Some(0), &10.into(), &0.into()), "{told:#}");
+        assert!(told["spent_pico_usd"] == told["cost_pico_usd"] && told["cost_pico_usd"] != "0", "{told:#}");
+        let answers = std::fs::read_to_string(tool.folder.path().join("replays/live/answers.jsonl")).expect("answers");
+        assert_eq!(answers.lines().count(), 10);
+        let (_, told) = tool.json(&[&live[..], &["--run", "poor", "--yes", "--budget", "0.0000001"]].concat());
+        assert_eq!((&told["calls"], &told["over_budget"]), (&0.into(), &10.into()), "{told:#}");
+        // The same calls again: they were made.
+        let (_, told) = tool.json(&[&live[..], &["--run", "live", "--yes", "--resume"]].concat());
+        assert_eq!((&told["calls"], &told["made_before"]), (&0.into(), &10.into()), "{told:#}");
+
+        // The running system, followed.
+        let shadow = [
+            "replay",
+            "--mode",
+            "shadow",
+            "--policy",
+            &cheaper,
+            "--share",
+            "100",
+            "--rate",
+            "200",
+            "--run",
+            "beside",
+            "--upstream",
+            &upstream,
+            "--for",
+            "20s",
+            "--json",
+        ];
+        let following =
+            tool.command(&shadow).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("tollstream runs");
+        // It follows once it has made its topics, and what comes from then on is shadowed.
+        let topic = format!("{}replay.beside.answers", world.config.kafka.topic_prefix);
+        let consumer: BaseConsumer = kafka::cold_consumer(&world.config.kafka, "digest").create().expect("a consumer");
+        let is_there =
+            || consumer.fetch_metadata(None, PATIENCE).expect("metadata").topics().iter().any(|t| t.name() == topic);
+        crate::stack::fixture::eventually("the run's topics", async || is_there().then_some(())).await;
+        ask(&world, &mut questions, 300, 200).await;
+        let followed =
+            tokio::task::spawn_blocking(move || following.wait_with_output()).await.expect("it ends").expect("output");
+        let told: Value = serde_json::from_slice(&followed.stdout).unwrap_or_else(|e| panic!("{e}: {followed:?}"));
+        let calls = told["shadow"]["calls"].as_u64().expect("calls");
+        assert!(calls > 100, "{told:#}");
+        assert_ne!(told["shadow"]["spent_pico_usd"], "0");
+        assert_eq!(all(&told, "cheaper")["all"]["recorded"]["requests"], 200);
+
+        // Who asked neither paid nor saw anything of it: the books are those of the journal, which has no such request.
+        let mut posted = 0_i128;
+        for tenant in TENANTS {
+            let balance = world.balance(tenant.id, &[]);
+            posted += super::world::usd(&balance["account"]["month"]["posted_usd"]).get();
+        }
+        assert_eq!(posted, world.journal().read_all().cost, "balances are what the live calls cost");
+        let (_, report) = tool.json(&["replay", "--run", "all"]);
+        assert_eq!(identical(&report, "after shadow and live"), 500);
+        world.audit_with_rows().await;
+        gateway.stop().await;
+    };
+    suite::case("live and shadow runs", run).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_replayed_is_said_before_anything_is_written() {
+    let run = async || {
+        let simulator = failing().await;
+        let world = world(&simulator).await;
+        let tool = Tool::new(&world);
+        let mut gateway = gateway(&world, "wrong");
+        gateway.ready().await;
+        ask(&world, &mut Day::new(13), 0, 50).await;
+        let unknown_model = tool.file("unknown.toml", &POLICY.replace("claude-haiku-4-5", "claude-nobody"));
+        let unknown_policy = tool.file("nobody.toml", &POLICY.replace("name = \"auto\"", "name = \"nobody\""));
+        let broken = tool.file("broken.toml", "name = ");
+        let empty = tool.file("empty.toml", "");
+        let table: [(&[&str], &str); 9] = [
+            (&["--policy", &unknown_model], "claude-nobody"),
+            (&["--policy", &unknown_policy], "control has no policy nobody, so nothing was decided by it; it has auto"),
+            (&["--policy", &broken], "TOML"),
+            (&["--policy", &empty], "has nothing that could be tried"),
+            (&["--policy", "/no/such/file"], "cannot read /no/such/file"),
+            (&["--from", "1h", "--until", "2h"], "--from must be before --until"),
+            (&["--offsets", "99:0-1"], "there is no partition 99"),
+            (&["--archive", "/no/such/archive"], "is no place for an archive"),
+            (&["--run", "other", "--resume"], "there is no run other"),
+        ];
+        for (arguments, wanted) in table {
+            let (code, told) = tool.json(&[&["replay"], arguments].concat());
+            let error = told["error"].as_str().unwrap_or_default();
+            assert!(code == Some(2) && error.contains(wanted), "{arguments:?}: {told}");
+            assert!(!tool.folder.path().join("replays").exists(), "{arguments:?} wrote something");
+        }
+        assert_eq!(tool.output(&["replay", "--where", "colour=red"]).status.code(), Some(2));
+        let (code, report) = tool.json(&["replay", "--organization", "demo_trial", "--run", "one"]);
+        let organizations = all(&report, "recorded")["organizations"].as_object().expect("organizations");
+        assert!(code == Some(0) && organizations.keys().all(|id| id == "demo_trial"), "{report:#}");
+        gateway.stop().await;
+    };
+    suite::case("what cannot be replayed", run).await;
+}
