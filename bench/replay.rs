@@ -171,12 +171,12 @@ fn day(control: &Tables, requests: usize) -> Vec<Vec<Entry>> {
         let input = Input::Chat { source_offset, received_at: at, chat: &chat, content, fingerprint: None };
         let (tenure, journal) = (&mut tenures[partition], &mut journals[partition]);
         let mut call = decide(tenure, journal, control, at, &input);
-        let mut attempt = 0;
+        let mut attempt = 0_u64;
         while let Some(calling) = call {
             attempt += 1;
             let fails = attempt == 1 && number.is_multiple_of(12);
             let ended = ended(&calling, number, fails);
-            let at = at.plus(Duration::from_millis(400 * u64::from(attempt)));
+            let at = at.plus(Duration::from_millis(400 * attempt));
             call = decide(tenure, journal, control, at, &ended);
         }
     }

@@ -2,7 +2,6 @@
 //! run's name. One that is broken off goes on with the partitions that are not done; since a partition always gives the same
 //! rows, nobody sees that it was.
 
-use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::ops::{ControlFlow, Range};
@@ -12,7 +11,7 @@ use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 
 use super::candidate::{self, Asked};
-use super::directory::{self, Directory};
+use super::directory::{self, Directory, Rows};
 use super::log::{Kept, Log, Requests};
 use super::partition::{Candidate, Filter, Partition, Span};
 use super::report::Report;
@@ -289,16 +288,8 @@ impl<'a> Run<'a> {
         filter: Arc<Filter>,
     ) -> Result<Vec<Report>, Error> {
         let mut partition = Partition::new(number, self.span(number, since), filter, &self.rules, &self.candidates);
-        let (mut rows, mut failed) = (directory.rows_of(number)?, None);
-        let mut reports: Vec<Report> = self.candidates.iter().map(|candidate| Report::of(&candidate.name)).collect();
-        let give = RefCell::new(|candidate: usize, row: Row| {
-            if let Some(report) = reports.get_mut(candidate) {
-                report.add(&row);
-            }
-            if let Err(error) = rows.add(&row) {
-                failed.get_or_insert(error);
-            }
-        });
+        let reports = self.candidates.iter().map(|candidate| Report::of(&candidate.name)).collect();
+        let mut taken_in = TakenIn { reports, rows: directory.rows_of(number)?, failed: None };
         let mut contents = None::<Contents<'_>>;
         let (mut taken, classifier) = (0_u64, Builtin::new());
         let end = self.spec.journal.get(&number).copied().unwrap_or(0);
@@ -313,10 +304,10 @@ impl<'a> Run<'a> {
                 }
                 _ => None,
             };
-            Ok(partition.take(offset, &entry, features.as_ref(), |candidate, row| (give.borrow_mut())(candidate, row)))
+            Ok(partition.take(offset, &entry, features.as_ref(), |candidate, row| taken_in.take(candidate, &row)))
         })?;
-        let counts = partition.finish(|candidate, row| (give.borrow_mut())(candidate, row));
-        drop(give);
+        let counts = partition.finish(|candidate, row| taken_in.take(candidate, &row));
+        let TakenIn { mut reports, rows, failed } = taken_in;
         if let Some(error) = failed {
             return Err(error.into());
         }
@@ -385,6 +376,24 @@ impl<'a> Run<'a> {
         }
         all.sort_unstable();
         Ok(all.get(all.len().saturating_sub(last)).copied())
+    }
+}
+
+/// The rows of a partition, as they come.
+struct TakenIn {
+    reports: Vec<Report>,
+    rows: Rows<'static>,
+    failed: Option<directory::Error>,
+}
+
+impl TakenIn {
+    fn take(&mut self, candidate: usize, row: &Row) {
+        if let Some(report) = self.reports.get_mut(candidate) {
+            report.add(row);
+        }
+        if self.failed.is_none() {
+            self.failed = self.rows.add(row).err();
+        }
     }
 }
 

@@ -8,15 +8,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use futures_util::{StreamExt as _, stream};
 use indicatif::ProgressBar;
 use serde_json::json;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use super::super::audit::{Moment, reader};
 use super::super::{output, signals};
-use super::{Arguments, configuration, run_name, show, spec};
+use super::{Arguments, Spending, configuration, run_name, show, spec};
 use crate::audit::reader::Reader;
 use crate::codec::{Codec, Registry};
+use crate::domain::PicoUsd;
 use crate::explain::tell::usd;
 use crate::records::Origin;
 use crate::replay::calls::{Caller, Came, Wanted};
@@ -64,29 +66,15 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let (sender, wanted) = mpsc::channel::<Wanted>(WAITING_MAX);
     let (counters, ends) = (Arc::new(Counters::default()), Arc::new(AtomicBool::new(false)));
     let followers = follow(&reader, &spec, candidates, &directory, sender, &arguments, &counters, &ends);
-    let calls = tokio::spawn(call(Arc::new(caller), wanted, arguments.spending.clone(), directory.clone()));
     let partitions = spec.journal.len() as u64;
-    let until = lasts.map(|lasts| Instant::now() + lasts);
-    let mut told = Instant::now();
-    let mut ended = std::pin::pin!(signals::terminated());
-    loop {
-        tokio::select! {
-            _ = &mut ended => break,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-        }
-        if until.is_some_and(|until| Instant::now() >= until) || followers.is_finished() {
-            break;
-        }
-        if told.elapsed() >= TELL_EVERY {
-            told = Instant::now();
-            let (current, decided) =
-                (counters.current.load(Ordering::Relaxed), counters.decided.load(Ordering::Relaxed));
-            output::note(&format!("{current} of {partitions} partitions are current; {decided} requests decided"));
-        }
-    }
-    ends.store(true, Ordering::Relaxed);
-    let reports = followers.await.context("following broke off")??;
-    let told = calls.await.context("calling broke off")??;
+    let watched = async {
+        watch(&followers, lasts, &counters, partitions).await;
+        ends.store(true, Ordering::Relaxed);
+        followers.await.context("following broke off")?
+    };
+    // The followers' end ends the calls: nobody wants any more.
+    let (reports, told) = tokio::join!(watched, call(&caller, wanted, &arguments.spending, &directory));
+    let (reports, told) = (reports?, told?);
     directory.write_report(&reports)?;
     let page = directory.write_page(&page::page(name.as_str(), &spec, &reports))?;
     let passed_over = counters.passed_over.load(Ordering::Relaxed);
@@ -115,6 +103,33 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         ));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Tells how it goes, until it has gone on for so long, is interrupted, or broke off.
+async fn watch(
+    followers: &tokio::task::JoinHandle<anyhow::Result<Vec<Report>>>,
+    lasts: Option<Duration>,
+    counters: &Counters,
+    partitions: u64,
+) {
+    let until = lasts.map(|lasts| Instant::now() + lasts);
+    let mut told = Instant::now();
+    let mut ended = std::pin::pin!(signals::terminated());
+    loop {
+        tokio::select! {
+            _ = &mut ended => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        if until.is_some_and(|until| Instant::now() >= until) || followers.is_finished() {
+            return;
+        }
+        if told.elapsed() >= TELL_EVERY {
+            told = Instant::now();
+            let (current, decided) =
+                (counters.current.load(Ordering::Relaxed), counters.decided.load(Ordering::Relaxed));
+            output::note(&format!("{current} of {partitions} partitions are current; {decided} requests decided"));
+        }
+    }
 }
 
 #[expect(clippy::too_many_arguments, reason = "it hands them on to every partition")]
@@ -164,72 +179,48 @@ fn follow(
 }
 
 /// What the calls came to.
+#[derive(Debug, Default)]
 struct Told {
     calls: u64,
     failed: u64,
     over_budget: u64,
     unpriced: u64,
-    spent: crate::domain::PicoUsd,
+    spent: PicoUsd,
     elapsed: Duration,
 }
 
 /// Makes the calls that are wanted, until nobody wants any more.
 async fn call(
-    caller: Arc<Caller>,
-    mut wanted: mpsc::Receiver<Wanted>,
-    spending: super::Spending,
-    directory: Directory,
+    caller: &Caller,
+    wanted: mpsc::Receiver<Wanted>,
+    spending: &Spending,
+    directory: &Directory,
 ) -> anyhow::Result<Told> {
     let begun = Instant::now();
     let path = directory.path().join("answers.jsonl");
     let mut file = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / spending.rate);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let room = Arc::new(Semaphore::new(spending.concurrency));
-    let (came, mut ended) = mpsc::channel::<anyhow::Result<Came>>(WAITING_MAX);
-    let calls = async {
-        while let Some(wanted) = wanted.recv().await {
-            ticks.tick().await;
-            let permit = room.clone().acquire_owned().await?;
-            let (caller, came) = (caller.clone(), came.clone());
-            tokio::spawn(async move {
-                // Nobody listens any more once one of them could not be journaled.
-                let _ = came.send(caller.call(&wanted).await).await;
-                drop(permit);
-            });
-        }
-        drop(came);
-        anyhow::Ok(())
-    };
-    let (mut told, write) = (
-        Told {
-            calls: 0,
-            failed: 0,
-            over_budget: 0,
-            unpriced: 0,
-            spent: crate::domain::PicoUsd::ZERO,
-            elapsed: Duration::ZERO,
-        },
-        async {
-            let mut told = (0, 0, 0, 0);
-            while let Some(came) = ended.recv().await {
-                match came? {
-                    Came::Made(made) => {
-                        told.0 += 1;
-                        told.1 += u64::from(made.error_code.is_some());
-                        writeln!(file, "{}", json!({ "call": made }))?;
-                    }
-                    Came::OverBudget => told.2 += 1,
-                    Came::Unpriced => told.3 += 1,
-                    Came::Before => {}
-                }
+    let paced = stream::unfold((wanted, ticks), |(mut wanted, mut ticks)| async move {
+        let next = wanted.recv().await?;
+        ticks.tick().await;
+        Some((next, (wanted, ticks)))
+    });
+    let calls = paced.map(|wanted| async move { caller.call(&wanted).await });
+    let mut calls = std::pin::pin!(calls.buffer_unordered(spending.concurrency));
+    let mut told = Told::default();
+    while let Some(came) = calls.next().await {
+        match came? {
+            Came::Made(made) => {
+                told.calls += 1;
+                told.failed += u64::from(made.error_code.is_some());
+                writeln!(file, "{}", json!({ "call": made }))?;
             }
-            anyhow::Ok(told)
-        },
-    );
-    let (asked, written) = tokio::join!(calls, write);
-    asked?;
-    (told.calls, told.failed, told.over_budget, told.unpriced) = written?;
+            Came::OverBudget => told.over_budget += 1,
+            Came::Unpriced => told.unpriced += 1,
+            Came::Before => {}
+        }
+    }
     told.spent = caller.account().await.spent();
     told.elapsed = begun.elapsed();
     Ok(told)
