@@ -1,5 +1,6 @@
 //! Official SDKs and the examples, as people use them.
 
+mod archive;
 mod policy;
 mod producer;
 pub mod python;

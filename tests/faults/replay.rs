@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{Message as _, Offset, TopicPartitionList};
 use serde_json::Value;
@@ -32,6 +34,8 @@ const POLICY: &str = include_str!("../../topology/seed/policies/auto.toml");
 /// Requests of the day, and how many are under way at once.
 const REQUESTS: usize = 20_000;
 const AT_ONCE: usize = 500;
+/// Requests that come while a replay runs.
+const MEANWHILE: usize = 300;
 const PRODUCED_AT_ONCE: usize = 64;
 const PARTITIONS: u32 = 4;
 
@@ -322,6 +326,22 @@ async fn a_day_with_crashes_and_changed_rules_is_replayed_without_a_difference_a
 
         assert_eq!(digest(&world, &ends_before), before, "the live topics are as they were");
         assert_eq!(ends(&world), ends_before, "and nothing was written behind them");
+
+        // Beside live traffic, which goes on as if nobody looked.
+        let replay = [&rule[..], &["--run", "meanwhile", "--until", "0s", "--json"]].concat();
+        let replaying = tool.command(&replay).stdout(Stdio::piped()).spawn().expect("tollstream runs");
+        ask(&world, &mut questions, REQUESTS, MEANWHILE).await;
+        let replayed = replaying.wait_with_output().expect("output");
+        let report: Value = serde_json::from_slice(&replayed.stdout).unwrap_or_else(|e| panic!("{e}: {replayed:?}"));
+        assert!(identical(&report, "meanwhile") >= (REQUESTS / 2 - AT_ONCE) as u64);
+        assert_eq!(digest(&world, &ends_before), before, "what was there before is as it was");
+        let grown = |topic: Topic| -> i64 {
+            let of = |ends: &BTreeMap<(Topic, i32), i64>| -> i64 {
+                ends.iter().filter(|((found, _), _)| *found == topic).map(|(_, end)| end).sum()
+            };
+            of(&ends(&world)) - of(&ends_before)
+        };
+        assert_eq!((grown(Topic::Requests), grown(Topic::Control)), (MEANWHILE as i64, 0), "only what was asked");
         world.audit_with_rows().await;
         second.stop().await;
     };
@@ -450,7 +470,7 @@ async fn calls_of_live_and_shadow_runs_are_on_their_own_account_and_topics() {
 async fn what_cannot_be_replayed_is_said_before_anything_is_written() {
     let run = async || {
         let simulator = failing().await;
-        let world = world(&simulator).await;
+        let mut world = world(&simulator).await;
         let tool = Tool::new(&world);
         let mut gateway = gateway(&world, "wrong");
         gateway.ready().await;
@@ -481,6 +501,36 @@ async fn what_cannot_be_replayed_is_said_before_anything_is_written() {
         let organizations = all(&report, "recorded")["organizations"].as_object().expect("organizations");
         assert!(code == Some(0) && organizations.keys().all(|id| id == "demo_trial"), "{report:#}");
         gateway.stop().await;
+        cut_by_retention(&mut world, tool).await;
     };
     suite::case("what cannot be replayed", run).await;
+}
+
+/// What retention has taken is named, and where it still is.
+async fn cut_by_retention(world: &mut World, tool: Tool) {
+    let archive = tool.folder.path().join("archive").to_string_lossy().into_owned();
+    world.config.archive.url = Some(archive.clone());
+    let tool = Tool { folder: tool.folder, ..Tool::new(world) };
+    let (code, added) = tool.json(&["archive", "write"]);
+    assert_eq!((code, &added["archive"]), (Some(0), &archive.as_str().into()), "{added:#}");
+    let admin: AdminClient<DefaultClientContext> = kafka::client(&world.config.kafka).create().expect("an admin");
+    for topic in [Topic::Requests, Topic::Journal] {
+        let name = kafka::topic_name(&world.config.kafka, topic);
+        let mut list = TopicPartitionList::new();
+        for ((of, partition), end) in ends(world) {
+            if of == topic && end > 0 {
+                list.add_partition_offset(&name, partition, Offset::Offset(end)).expect("an offset");
+            }
+        }
+        admin.delete_records(&list, &AdminOptions::new()).await.expect("deleted");
+        let (code, told) = tool.json(&["replay", "--reclassify", "--run", "cut"]);
+        let error = told["error"].as_str().unwrap_or_default();
+        let wanted = [topic.name(), "begins at offset", &format!("replay that with --archive {archive}")];
+        let wanted =
+            if topic == Topic::Requests { ["requests/", "has nothing before offset", wanted[2]] } else { wanted };
+        assert!(code == Some(2) && wanted.iter().all(|text| error.contains(text)), "{told}");
+        assert!(!tool.folder.path().join("replays/cut").exists(), "it wrote something");
+    }
+    let (code, report) = tool.json(&["replay", "--reclassify", "--verify", "--run", "whole", "--archive", &archive]);
+    assert_eq!((code, identical(&report, "the archive")), (Some(0), 50));
 }
