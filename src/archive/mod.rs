@@ -50,6 +50,10 @@ pub enum Error {
         "{topic}/{partition} has nothing from offset {wanted} to {begins}: retention has cut what was not archived in time"
     )]
     Gap { topic: &'static str, partition: i32, wanted: i64, begins: i64 },
+    #[error(
+        "archive {url} lacks {topic}/{partition} from offset {from} to {to}; `tollstream archive write` fills it in as long as the topic has it"
+    )]
+    Lacks { url: String, topic: &'static str, partition: i32, from: i64, to: i64 },
     #[error(transparent)]
     Reader(#[from] reader::Error),
     #[error("{topic}/{partition} offset {offset} cannot be archived: {detail}")]
@@ -82,6 +86,8 @@ impl Content {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     pub version: u32,
+    /// That the topics have.
+    pub partitions: u32,
     /// In the order in which they were written; those of a partition follow each other.
     pub files: Vec<FileEntry>,
 }
@@ -106,7 +112,7 @@ pub struct FileEntry {
 
 impl Default for Manifest {
     fn default() -> Self {
-        Self { version: VERSION, files: Vec::new() }
+        Self { version: VERSION, partitions: 0, files: Vec::new() }
     }
 }
 
@@ -120,6 +126,23 @@ impl Manifest {
         let start = self.of(topic, partition).map(|file| file.start).min().unwrap_or(0);
         let end = self.of(topic, partition).map(|file| file.end).max().unwrap_or(0);
         start..end
+    }
+
+    /// What of a range is not here.
+    pub fn missing(&self, topic: Topic, partition: i32, within: Range<i64>) -> Vec<Range<i64>> {
+        let mut files: Vec<&FileEntry> = self.of(topic, partition).collect();
+        files.sort_by_key(|file| file.start);
+        let (mut next, mut missing) = (within.start, Vec::new());
+        for file in files.into_iter().filter(|file| file.end > within.start && file.start < within.end) {
+            if file.start > next {
+                missing.push(next..file.start);
+            }
+            next = next.max(file.end);
+        }
+        if next < within.end {
+            missing.push(next..within.end);
+        }
+        missing
     }
 
     pub fn partitions(&self, topic: Topic) -> Vec<i32> {

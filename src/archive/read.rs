@@ -46,14 +46,23 @@ impl Archive {
     }
 
     /// The files of a range, in the order of their offsets.
-    fn files(&self, topic: Topic, partition: i32, offsets: &Range<i64>) -> Vec<&FileEntry> {
+    ///
+    /// # Errors
+    /// Something in between is not here.
+    fn files(&self, topic: Topic, partition: i32, offsets: &Range<i64>) -> Result<Vec<&FileEntry>, Error> {
+        let here = self.manifest.range(topic, partition);
+        let within = offsets.start.max(here.start)..offsets.end.min(here.end);
+        if let Some(missing) = self.manifest.missing(topic, partition, within).first() {
+            let (url, topic, from, to) = (self.place.url().to_owned(), topic.name(), missing.start, missing.end);
+            return Err(Error::Lacks { url, topic, partition, from, to });
+        }
         let mut files: Vec<&FileEntry> = self
             .manifest
             .of(topic, partition)
             .filter(|file| file.end > offsets.start && file.start < offsets.end)
             .collect();
         files.sort_by_key(|file| file.start);
-        files
+        Ok(files)
     }
 
     fn damaged<'a>(&'a self, file: &'a FileEntry) -> impl Fn(String) -> run::Error + 'a {
@@ -71,12 +80,13 @@ impl Log for Archive {
             journal: ranges(Topic::Journal),
             requests: ranges(Topic::Requests),
             control: self.manifest.range(Topic::Control, 0),
+            partitions: self.manifest.partitions,
         })
     }
 
     fn rules(&self, end: i64) -> Result<Rules, run::Error> {
         let mut records = Vec::new();
-        for file in self.files(Topic::Control, 0, &(0..end)) {
+        for file in self.files(Topic::Control, 0, &(0..end))? {
             let bytes = whole(&self.place, file)?;
             _ = each(&bytes, self.damaged(file), |record: Archived<ControlRecord>| {
                 if record.offset < end {
@@ -94,7 +104,7 @@ impl Log for Archive {
         offsets: Range<i64>,
         take: &mut dyn FnMut(i64, Entry) -> Result<ControlFlow<()>, run::Error>,
     ) -> Result<(), run::Error> {
-        for file in self.files(Topic::Journal, partition, &offsets) {
+        for file in self.files(Topic::Journal, partition, &offsets)? {
             let bytes = whole(&self.place, file)?;
             let flow = each(&bytes, self.damaged(file), |record: Archived<JournalRecord>| {
                 if !offsets.contains(&record.offset) {
@@ -111,7 +121,7 @@ impl Log for Archive {
     }
 
     fn requests(&self, partition: i32, from: i64) -> Result<Box<dyn Requests + '_>, run::Error> {
-        let files = self.files(Topic::Requests, partition, &(from..i64::MAX)).into_iter().collect();
+        let files = self.files(Topic::Requests, partition, &(from..i64::MAX))?.into_iter().collect();
         Ok(Box::new(OfArchive { archive: self, files, records: VecDeque::new() }))
     }
 

@@ -56,39 +56,38 @@ impl Archiver<'_> {
     /// # Errors
     /// Retention has cut what was not archived in time; or what could not be read or written.
     pub fn run(&self) -> Result<BTreeMap<&'static str, Added>, Error> {
-        let manifest = self.place.manifest()?.unwrap_or_default();
+        let mut manifest = self.place.manifest()?.unwrap_or_default();
         let had = manifest.files.iter().find_map(|file| file.content).filter(|had| *had != self.content);
         if let Some(had) = had {
             let (url, topic) = (self.place.url().to_owned(), Topic::Requests.name());
             return Err(Error::Content { url, topic, had: had.name(), wanted: self.content.name() });
         }
+        // The journal's end is asked for first, so that control and `requests` have what it was decided on; it is written last, so
+        // that an archive that was broken off has no commit without them.
         let kept = kept(self.reader)?;
+        manifest.partitions = u32::try_from(kept.journal.len()).unwrap_or(u32::MAX);
         let mut parts = Vec::new();
-        // The journal first where it is read, and what it was decided on with it: `kept` has asked in that order.
         let all = [
-            (Topic::Journal, kept.journal),
             (Topic::Control, BTreeMap::from([(0, kept.control)])),
             (Topic::Requests, kept.requests),
+            (Topic::Journal, kept.journal),
         ];
         for (topic, offsets) in all {
             for (partition, offsets) in offsets {
-                let next = manifest.of(topic, partition).map(|file| file.end).max();
-                let start = match next {
-                    Some(wanted) if wanted < offsets.start => {
-                        return Err(Error::Gap { topic: topic.name(), partition, wanted, begins: offsets.start });
+                let start = manifest.of(topic, partition).map(|file| file.start).min().unwrap_or(offsets.start);
+                for missing in manifest.missing(topic, partition, start..offsets.end) {
+                    if missing.start < offsets.start {
+                        let (wanted, begins) = (missing.start, offsets.start);
+                        return Err(Error::Gap { topic: topic.name(), partition, wanted, begins });
                     }
-                    Some(next) => next,
-                    None => offsets.start,
-                };
-                if start < offsets.end {
-                    parts.push(Part { topic, partition, offsets: start..offsets.end });
+                    parts.push(Part { topic, partition, offsets: missing });
                 }
             }
         }
         let all: i64 = parts.iter().map(|part| part.offsets.end - part.offsets.start).sum();
         self.reader.progress.set_length(all.unsigned_abs());
         let (manifest, added) = (Mutex::new(manifest), Mutex::new(BTreeMap::<&'static str, Added>::new()));
-        let written = in_parallel(&parts, |part| {
+        let write = |part: &Part| {
             let done = |file: FileEntry| {
                 let mut added = added.lock().unwrap_or_else(PoisonError::into_inner);
                 let of = added.entry(part.topic.name()).or_default();
@@ -104,8 +103,11 @@ impl Archiver<'_> {
                 Topic::Control => self.part::<ControlRecord>(part, done, |_| {}),
                 _ => self.part::<RequestRecord>(part, done, |record| self.without_content(record)),
             }
-        });
-        written.into_iter().collect::<Result<Vec<()>, Error>>()?;
+        };
+        for topic in [Topic::Control, Topic::Requests, Topic::Journal] {
+            let of: Vec<&Part> = parts.iter().filter(|part| part.topic == topic).collect();
+            in_parallel(&of, |part| write(part)).into_iter().collect::<Result<Vec<()>, Error>>()?;
+        }
         Ok(added.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -223,13 +225,9 @@ pub fn check(place: &Place) -> Result<(Manifest, Vec<String>), Error> {
     }
     for topic in [Topic::Journal, Topic::Control, Topic::Requests] {
         for partition in manifest.partitions(topic) {
-            let mut files: Vec<&FileEntry> = manifest.of(topic, partition).collect();
-            files.sort_by_key(|file| file.start);
-            for (before, after) in files.iter().zip(files.iter().skip(1)) {
-                if before.end != after.start {
-                    let (name, end, start) = (topic.name(), before.end, after.start);
-                    problems.push(format!("{name}/{partition} has nothing from offset {end} to {start}"));
-                }
+            for missing in manifest.missing(topic, partition, manifest.range(topic, partition)) {
+                let (name, from, to) = (topic.name(), missing.start, missing.end);
+                problems.push(format!("{name}/{partition} has nothing from offset {from} to {to}"));
             }
         }
     }

@@ -26,7 +26,7 @@ use crate::{config, projection, sink};
 /// Most requests that are remembered for their frames at once.
 pub const REMEMBERED_MAX: u64 = 1_000_000;
 /// How long one question to the broker may take.
-pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The consumer group of the processor, whose members are not disturbed by a look at its offsets.
 const GROUP: &str = "processor";
 

@@ -70,6 +70,7 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
     progress.set_length(traffic.requests as u64);
     let told = day(&client, &description, &key, &traffic, &progress).await;
     progress.finish_and_clear();
+    restore(&client, &description).await?;
     let told = told?;
     let seconds = begun.elapsed().as_secs_f64();
     match traffic.json {
@@ -143,7 +144,6 @@ async fn day(
             progress.inc(1);
         }
     }
-    restore(client, description).await?;
     Ok(told)
 }
 

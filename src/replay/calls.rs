@@ -13,13 +13,13 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
-use super::account::{Account, CallKey, worst};
+use super::account::{Account, CallKey, Worst, worst};
 use super::directory::RunName;
 use super::run::Error;
 use crate::codec::Codec;
 use crate::config::{self, Config, Endpoint, Providers};
 use crate::control::Tables;
-use crate::domain::{OrganizationId, PicoUsd, RequestId, TokenUsage};
+use crate::domain::{OrganizationId, PicoUsd, RequestId, Timestamp, TokenUsage};
 use crate::processor::key_of;
 use crate::provider::{Answer, Call, CapName, Failure, FailureClass, Transport, Upstream};
 use crate::records::control::Deployment;
@@ -51,7 +51,20 @@ pub struct Wanted {
     pub called: Candidate,
     pub features: Features,
     pub body: Bytes,
+    /// The candidate's rules, and the recorded ones, by whose prices it is paid.
     pub tables: Arc<Tables>,
+    pub recorded: Arc<Tables>,
+}
+
+impl Wanted {
+    /// What it costs at the most: by the candidate's prices, or by the recorded ones where those are dearer, since a price that
+    /// is tried is not what the provider takes.
+    pub fn worst(&self, at: Timestamp) -> Option<Worst> {
+        let tried = worst(&self.tables, &self.called, &self.features, at)?;
+        let paid = worst(&self.recorded, &self.called, &self.features, at);
+        let amount = paid.map_or(tried.amount, |paid| paid.amount.max(tried.amount));
+        Some(Worst { amount, ..tried })
+    }
 }
 
 /// A call that was made.
@@ -138,10 +151,9 @@ impl Caller {
         cluster.create(&journal, 1, replication, &forever).await?;
         cluster.create(&answers, 1, replication, &kept).await?;
         let (kafka_config, decoder, name) = (config.kafka.clone(), codec.clone(), journal.clone());
-        let account = tokio::task::spawn_blocking(move || spent_before(&kafka_config, &decoder, &name)).await??;
         let publisher = Publisher::new(&config.kafka)?;
         let transport = Transport::new(&config.providers)?;
-        let book = Mutex::new(Book { account, tenure: -1, sequence: 0 });
+        let book = Mutex::new(Book { account: Account::default(), tenure: -1, sequence: 0 });
         let providers = config.providers.clone();
         let caller = Self { transport, providers, codec, publisher, journal, answers, origin, budget, book };
         let taken = OwnershipTaken {
@@ -150,7 +162,9 @@ impl Caller {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let tenure = caller.append(Entry::OwnershipTaken(taken), "run").await?;
-        caller.book.lock().await.tenure = tenure;
+        // Behind its own beginning, so that nobody's spending is missed.
+        let account = tokio::task::spawn_blocking(move || spent_before(&kafka_config, &decoder, &name)).await??;
+        *caller.book.lock().await = Book { account, tenure, sequence: 0 };
         Ok(caller)
     }
 
@@ -169,9 +183,7 @@ impl Caller {
     pub async fn call(&self, wanted: &Wanted) -> anyhow::Result<Came> {
         let at = clock::now();
         let key: CallKey = (key_of(&wanted.organization, &wanted.context.request_id), wanted.candidate.to_string());
-        let Some(worst) = worst(&wanted.tables, &wanted.called, &wanted.features, at) else {
-            return Ok(Came::Unpriced);
-        };
+        let Some(worst) = wanted.worst(at) else { return Ok(Came::Unpriced) };
         let Some((_, model)) = wanted.tables.model(&wanted.called.model) else { return Ok(Came::Unpriced) };
         let Some(deployment) = model.value.deployment(&wanted.called.deployment) else { return Ok(Came::Unpriced) };
         let started = AttemptStarted {
@@ -202,7 +214,9 @@ impl Caller {
         }
         let (ended, summary) = self.answer(wanted, deployment, worst.output_tokens).await;
         let usage = summary.usage.unwrap_or_default();
-        let price = deployment.price_at(at, usage.total_input());
+        let recorded = wanted.recorded.model(&wanted.called.model);
+        let paid = recorded.and_then(|(_, model)| model.value.deployment(&wanted.called.deployment));
+        let price = paid.unwrap_or(deployment).price_at(at, usage.total_input());
         let is_known = usage.input.is_some() && usage.output.is_some();
         let cost = price.filter(|_| is_known).and_then(|price| price.price().cost(&usage));
         // A failure that says that nothing was used cost nothing; what is not known cost what was set aside.
@@ -292,7 +306,8 @@ impl Caller {
                 (Err(failure), Ended { duration_ms, simulated, ..Ended::default() })
             }
             Err(failure) => {
-                let is_refused = failure.class.is_refusal();
+                // An error inside a good answer is no proof that nothing was done.
+                let is_refused = failure.class.is_refusal() && failure.upstream_status != Some(200);
                 (Err(failure), Ended { duration_ms, simulated, is_refused, ..Ended::default() })
             }
         }
@@ -434,14 +449,15 @@ pub fn sample(
     count: usize,
     only_changed: bool,
 ) -> Result<Vec<super::row::Row>, Error> {
-    let mut chosen: BTreeMap<(u64, String, String), super::row::Row> = BTreeMap::new();
+    let mut chosen: BTreeMap<(u64, String, String, String), super::row::Row> = BTreeMap::new();
     for partition in directory.partitions()? {
         directory.each_row(partition, |row| {
             let is_wanted =
                 row.candidate.deployment.is_some() && row.source_offset.is_some() && (!only_changed || row.estimated);
             if is_wanted {
                 let hash = crate::simulate::text::hash(0, row.request_id.as_str());
-                chosen.insert((hash, row.request_id.to_string(), row.candidate_name.to_string()), row);
+                let (organization, request) = (row.organization.to_string(), row.request_id.to_string());
+                chosen.insert((hash, organization, request, row.candidate_name.to_string()), row);
                 if chosen.len() > count {
                     chosen.pop_last();
                 }

@@ -56,6 +56,8 @@ pub struct Counts {
     pub not_decided: u64,
     /// Records that repeat a request.
     pub repeats: u64,
+    /// Records whose content was to be read again, and is not there.
+    pub without_content: u64,
     /// The first decisions that are unlike the recorded ones.
     pub unlike: Vec<Unlike>,
 }
@@ -116,6 +118,26 @@ pub struct Begun {
     pub features: Features,
 }
 
+/// What is known before a range begins: the recorded state, how deployments answer, and how they did.
+#[derive(Debug, Clone, Default)]
+pub struct Past {
+    pub state: State,
+    known: Known,
+    standings: HashMap<DeploymentId, Standing>,
+}
+
+impl Past {
+    /// Takes an entry before the range, and whether it counts.
+    pub fn take(&mut self, offset: i64, entry: &Entry, counts: bool) {
+        fold(&mut self.state, offset, entry, counts);
+        let Entry::Commit(commit) = entry else { return };
+        if counts {
+            note(&mut self.standings, &commit.health);
+            postings(&commit.facts).for_each(|posting| self.known.learn(posting));
+        }
+    }
+}
+
 /// A commit, where it stands, and whether its record is in the range.
 #[derive(Debug, Clone, Copy)]
 pub struct At<'a> {
@@ -127,8 +149,9 @@ pub struct At<'a> {
 }
 
 impl Course {
-    /// Goes on from a state.
-    pub fn new(name: Arc<str>, partition: i32, is_recorded: bool, state: State) -> Self {
+    /// Goes on from there.
+    pub fn new(name: Arc<str>, partition: i32, is_recorded: bool, past: Past) -> Self {
+        let Past { state, known, standings } = past;
         let follow = |(key, _): (&RequestKey, &OpenRequest)| {
             let following =
                 Following { row: None, looked_at: None, is_recorded_open: true, ours: Ours::InStep, parted: false };
@@ -144,8 +167,8 @@ impl Course {
             due: BTreeMap::new(),
             dues: 0,
             parted: HashMap::new(),
-            standings: HashMap::new(),
-            known: Known::default(),
+            standings,
+            known,
             tenure: -1,
             counts: Counts::default(),
             done: Vec::new(),
@@ -210,7 +233,7 @@ impl Course {
             InputKind::Unknown => self.same(at, control),
         }
         if !self.is_recorded {
-            self.note(&commit.health);
+            note(&mut self.standings, &commit.health);
         }
         for posting in postings(&commit.facts) {
             self.known.learn(posting);
@@ -626,17 +649,18 @@ impl Course {
         known
     }
 
-    fn note(&mut self, health: &[Standing]) {
-        for standing in health {
-            if self.standings.len() < STANDINGS_MAX || self.standings.contains_key(&standing.deployment) {
-                self.standings.insert(standing.deployment.clone(), standing.clone());
-            }
-        }
-    }
-
     fn unlike(&mut self, offset: i64, what: String) {
         if self.counts.unlike.len() < UNLIKE_MAX {
             self.counts.unlike.push(Unlike { partition: self.partition, offset, what });
+        }
+    }
+}
+
+/// Remembers what a commit says of deployments.
+fn note(standings: &mut HashMap<DeploymentId, Standing>, health: &[Standing]) {
+    for standing in health {
+        if standings.len() < STANDINGS_MAX || standings.contains_key(&standing.deployment) {
+            standings.insert(standing.deployment.clone(), standing.clone());
         }
     }
 }

@@ -1,11 +1,11 @@
 //! The directory of a run: what was asked, the rows of each partition, and the reports. Nothing of it is half-written: a file
 //! is there once it is whole.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{BufReader, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,7 @@ const BLOCK_BYTES: u32 = 256 * 1024;
 const NAME_BYTES_MAX: usize = 64;
 
 const SPEC: &str = "run.json";
+const LOCK: &str = "lock";
 const REPORT: &str = "report.json";
 const PAGE: &str = "report.html";
 
@@ -40,6 +41,8 @@ pub enum Error {
         "run {name} was begun with other inputs ({what}), so it cannot be gone on with; give another name with --run"
     )]
     Differs { name: String, what: &'static str },
+    #[error("another process is at work on run {name}")]
+    Busy { name: String },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error("{} is damaged: {detail}", path.display())]
@@ -74,6 +77,8 @@ impl RunName {
 #[derive(Debug, Clone)]
 pub struct Directory {
     path: PathBuf,
+    /// Held by who works on the run.
+    _lock: Option<Arc<File>>,
 }
 
 impl Directory {
@@ -88,24 +93,52 @@ impl Directory {
         resumes: bool,
         differs: impl Fn(&S, &S) -> Option<&'static str>,
     ) -> Result<(Self, Option<S>), Error> {
-        let directory = Self { path: root.join(name.as_str()) };
-        let has_spec = directory.path.join(SPEC).is_file();
-        match (has_spec, resumes) {
-            (true, false) => Err(Error::Exists { name: name.0.clone(), path: directory.path }),
-            (false, true) => Err(Error::Missing { name: name.0.clone(), path: root.to_owned() }),
-            (true, true) => {
-                let begun: S = directory.read(SPEC)?;
-                match differs(&begun, spec) {
-                    Some(what) => Err(Error::Differs { name: name.0.clone(), what }),
-                    None => Ok((directory, Some(begun))),
-                }
-            }
-            (false, false) => {
-                std::fs::create_dir_all(&directory.path).map_err(io(&directory.path))?;
-                directory.write(SPEC, spec)?;
-                Ok((directory, None))
-            }
+        Self::check(root, name, resumes)?;
+        let mut directory = Self { path: root.join(name.as_str()), _lock: None };
+        if resumes {
+            directory.lock(name)?;
+            let begun: S = directory.read(SPEC)?;
+            return match differs(&begun, spec) {
+                Some(what) => Err(Error::Differs { name: name.0.clone(), what }),
+                None => Ok((directory, Some(begun))),
+            };
         }
+        std::fs::create_dir_all(&directory.path).map_err(io(&directory.path))?;
+        directory.lock(name)?;
+        directory.write(SPEC, spec)?;
+        Ok((directory, None))
+    }
+
+    /// Whether such a run can be begun, or gone on with.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] or [`Error::Missing`].
+    pub fn check(root: &Path, name: &RunName, resumes: bool) -> Result<(), Error> {
+        let path = root.join(name.as_str());
+        match (path.join(SPEC).is_file(), resumes) {
+            (true, false) => Err(Error::Exists { name: name.0.clone(), path }),
+            (false, true) => Err(Error::Missing { name: name.0.clone(), path: root.to_owned() }),
+            (true, true) | (false, false) => Ok(()),
+        }
+    }
+
+    /// Only one process works on a run.
+    fn lock(&mut self, name: &RunName) -> Result<(), Error> {
+        let path = self.path.join(LOCK);
+        let file = File::create(&path).map_err(io(&path))?;
+        match file.try_lock() {
+            Ok(()) => {
+                self._lock = Some(Arc::new(file));
+                Ok(())
+            }
+            Err(TryLockError::WouldBlock) => Err(Error::Busy { name: name.0.clone() }),
+            Err(TryLockError::Error(source)) => Err(Error::Io { path, source }),
+        }
+    }
+
+    /// Takes back a run that has shown nothing.
+    pub fn remove(self) -> Result<(), Error> {
+        std::fs::remove_dir_all(&self.path).map_err(io(&self.path))
     }
 
     /// Finds the directory of a run.
@@ -113,7 +146,7 @@ impl Directory {
     /// # Errors
     /// [`Error::Missing`].
     pub fn open(root: &Path, name: &RunName) -> Result<Self, Error> {
-        let directory = Self { path: root.join(name.as_str()) };
+        let directory = Self { path: root.join(name.as_str()), _lock: None };
         match directory.path.join(SPEC).is_file() {
             true => Ok(directory),
             false => Err(Error::Missing { name: name.0.clone(), path: root.to_owned() }),

@@ -12,7 +12,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::run::Error;
 use crate::audit::Place;
 use crate::audit::ahead::{Ahead, read_ahead};
-use crate::audit::plan::{Extent, kept};
+use crate::audit::plan::{CALL_TIMEOUT, Extent, kept};
 use crate::audit::reader::{POLL, Reader, STALL};
 use crate::control::rules::Rules;
 use crate::records::Topic;
@@ -26,6 +26,8 @@ pub struct Kept {
     pub journal: BTreeMap<i32, Range<i64>>,
     pub requests: BTreeMap<i32, Range<i64>>,
     pub control: Range<i64>,
+    /// That the topics have.
+    pub partitions: u32,
 }
 
 /// The logs that are replayed.
@@ -60,7 +62,8 @@ pub trait Requests {
 impl Log for Reader {
     fn kept(&self) -> Result<Kept, Error> {
         let kept = kept(self)?;
-        Ok(Kept { journal: kept.journal, requests: kept.requests, control: kept.control })
+        let partitions = u32::try_from(kept.journal.len()).unwrap_or(u32::MAX);
+        Ok(Kept { journal: kept.journal, requests: kept.requests, control: kept.control, partitions })
     }
 
     fn rules(&self, end: i64) -> Result<Rules, Error> {
@@ -132,6 +135,15 @@ impl Requests for OnKafka<'_> {
             match self.consumer.poll(POLL) {
                 Some(Ok(message)) => {
                     self.next = Some((message.offset(), message.payload().unwrap_or_default().to_vec()));
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) => {
+                    // Nothing more, or not yet: only the broker knows.
+                    let name = kafka::topic_name(&self.reader.kafka, Topic::Requests);
+                    let asked = self.consumer.fetch_watermarks(&name, self.partition, CALL_TIMEOUT);
+                    let (low, high) = asked.map_err(|e| self.reader.failed(e))?;
+                    if !(low..high).contains(&wanted) {
+                        return Ok(None);
+                    }
                 }
                 Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => {
                     return Err(self.reader.failed(error).into());

@@ -4,12 +4,11 @@ use std::collections::BTreeSet;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-use super::course::{At, Counts, Course};
+use super::course::{At, Counts, Course, Past};
 use super::row::Row;
 use crate::control::rules::{Overrides, Rules};
 use crate::domain::{ModelName, OrganizationId, PolicyName, Timestamp};
-use crate::processor::{State, evolve, fold};
-use crate::records::journal::{Commit, Entry, Features, InputKind, RequestContext, Tenancy};
+use crate::records::journal::{Commit, Entry, Fact, Features, InputKind, RequestContext, Tenancy};
 
 /// Rules that a replay decides by.
 #[derive(Debug, Clone)]
@@ -99,8 +98,7 @@ pub struct Partition {
     span: Span,
     filter: Arc<Filter>,
     tenancy: Tenancy,
-    /// Before the range: the recorded state.
-    before: Option<State>,
+    before: Option<Past>,
     candidates: Vec<Under>,
 }
 
@@ -111,6 +109,7 @@ struct Under {
     rules: Rules,
     is_recorded: bool,
     reclassifies: bool,
+    without_content: u64,
     course: Option<Course>,
 }
 
@@ -122,6 +121,7 @@ impl Partition {
             rules: rules.overridden(candidate.overrides.clone()),
             is_recorded: candidate.is_recorded(),
             reclassifies: candidate.reclassifies,
+            without_content: 0,
             course: None,
         };
         Self {
@@ -129,16 +129,18 @@ impl Partition {
             span,
             filter,
             tenancy: Tenancy::VACANT,
-            before: Some(State::default()),
+            before: Some(Past::default()),
             candidates: candidates.iter().map(under).collect(),
         }
     }
 
     /// Whether the content of this record is to be read and classified again.
-    pub fn wants_content(&self, commit: &Commit, offset: i64) -> bool {
+    pub fn wants_content(&self, entry: &Entry, offset: i64) -> bool {
+        let Entry::Commit(commit) = entry else { return false };
         self.candidates.iter().any(|under| under.reclassifies)
             && commit.input == InputKind::Record
             && self.span.has(self.number, offset, commit.at)
+            && { self.tenancy }.accept(offset, entry)
     }
 
     /// Takes the next entry, and what of its content was read again; each row that is done goes to `give` with the number of
@@ -154,8 +156,7 @@ impl Partition {
         if let Some(before) = &mut self.before {
             match entry {
                 Entry::Commit(commit) if counts && self.span.begins(self.number, offset, commit.at) => self.begin(),
-                Entry::Commit(commit) if counts => evolve(before, commit),
-                Entry::Commit(_) | Entry::OwnershipTaken(_) => fold(before, offset, entry, false),
+                Entry::Commit(_) | Entry::OwnershipTaken(_) => before.take(offset, entry, counts),
             }
         }
         if self.before.is_some() {
@@ -170,6 +171,8 @@ impl Partition {
             match counts {
                 true => {
                     let features = features.filter(|_| under.reclassifies);
+                    let is_lost = under.reclassifies && in_range && features.is_none() && has_features(commit);
+                    under.without_content += u64::from(is_lost);
                     course.take(At { offset, commit, in_range, features }, under.rules.at(commit.control_offset));
                 }
                 false => course.pass(offset, entry),
@@ -181,9 +184,9 @@ impl Partition {
     }
 
     fn begin(&mut self) {
-        let Some(state) = self.before.take() else { return };
+        let Some(past) = self.before.take() else { return };
         for under in &mut self.candidates {
-            under.course = Some(Course::new(under.name.clone(), self.number, under.is_recorded, state.clone()));
+            under.course = Some(Course::new(under.name.clone(), self.number, under.is_recorded, past.clone()));
         }
     }
 
@@ -191,12 +194,22 @@ impl Partition {
     pub fn finish(self, mut give: impl FnMut(usize, Row)) -> Vec<Counts> {
         let ended = self.candidates.into_iter().enumerate().map(|(number, under)| match under.course {
             Some(course) => {
-                let (counts, rows) = course.finish();
+                let (mut counts, rows) = course.finish();
+                counts.without_content = under.without_content;
                 rows.into_iter().for_each(|row| give(number, row));
                 counts
             }
             None => Counts::default(),
         });
         ended.collect()
+    }
+}
+
+/// Whether a commit is of a chat whose content was read.
+fn has_features(commit: &Commit) -> bool {
+    match commit.facts.first() {
+        Some(Fact::RequestAdmitted(_)) => true,
+        Some(Fact::RequestRefused(refused)) => refused.features.is_some(),
+        _ => false,
     }
 }

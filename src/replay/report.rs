@@ -209,6 +209,7 @@ impl Report {
         self.counts.identical += counts.identical;
         self.counts.not_decided += counts.not_decided;
         self.counts.repeats += counts.repeats;
+        self.counts.without_content += counts.without_content;
         let room = UNLIKE_MAX.saturating_sub(self.counts.unlike.len());
         self.counts.unlike.extend(counts.unlike.into_iter().take(room));
     }

@@ -58,6 +58,10 @@ pub enum Error {
         "archive {url} has no content, and --reclassify needs it; replay the topics, or an archive that was written with --content keep"
     )]
     NoContent { url: String },
+    #[error(
+        "journal/{partition} offset {offset} was decided by control at offset {wanted}, and that ends at {ends} here; if this is an archive, `tollstream archive write` completes it"
+    )]
+    ControlCut { partition: i32, offset: i64, ends: i64, wanted: i64 },
     #[error("there is no partition {partition}; the journal has {partitions}")]
     NoPartition { partition: i32, partitions: usize },
     #[error("no request was decided in that range; look at --from, --until, --offsets and --last")]
@@ -90,6 +94,8 @@ pub struct Spec {
     pub until: Option<Timestamp>,
     /// Of single partitions; then the others are left out.
     pub offsets: BTreeMap<i32, Range<i64>>,
+    /// The times as they were asked for, which may have been ages.
+    pub asked: String,
     pub last: Option<usize>,
     pub organizations: Vec<OrganizationId>,
     pub filter: FilterSpec,
@@ -111,7 +117,7 @@ pub struct FilterSpec {
 impl Spec {
     /// In what two runs differ that were asked for; where the logs ended is none of it.
     pub fn differs(&self, other: &Self) -> Option<&'static str> {
-        let range = |of: &Self| (of.from, of.until, of.offsets.clone(), of.last, of.organizations.clone());
+        let range = |of: &Self| (of.asked.clone(), of.offsets.clone(), of.last, of.organizations.clone());
         let tests: [(&str, bool); 5] = [
             ("another source", self.archive != other.archive),
             ("another version of this program", self.version != other.version),
@@ -158,6 +164,8 @@ pub struct Run<'a> {
     pub kept: Kept,
     /// An archive that may have what the topics do not have any more.
     pub archive: Option<archive::Place>,
+    /// Where the last so many requests begin.
+    pub since: Option<(Timestamp, i32, i64)>,
     pub progress: ProgressBar,
 }
 
@@ -182,13 +190,16 @@ impl<'a> Run<'a> {
         }
         let rules = log.rules(spec.control)?;
         let candidates = candidate::candidates(&spec.candidates, &rules, spec.control)?;
-        let run = Self { log, spec, rules, candidates, kept, archive, progress };
+        let mut run = Self { log, spec, rules, candidates, kept, archive, since: None, progress };
         for partition in run.partitions() {
             let begins = run.kept.journal.get(&partition).map_or(0, |range| range.start);
             if begins > 0 {
                 let archive = run.archive_with(Topic::Journal, partition, 0);
                 return Err(Error::JournalCut { partition, begins, archive });
             }
+        }
+        if let Some(last) = run.spec.last {
+            run.since = run.since(&run.partitions(), last)?;
         }
         if run.candidates.iter().any(|candidate| candidate.reclassifies) {
             if !log.has_content() {
@@ -209,12 +220,13 @@ impl<'a> Run<'a> {
     /// That the content of the range is kept, before anything is written.
     fn check_content(&self) -> Result<(), Error> {
         for partition in self.partitions() {
-            let span = self.span(partition, None);
+            let span = self.span(partition);
             let mut first = None;
             let end = self.spec.journal.get(&partition).copied().unwrap_or(0);
             self.log.journal(partition, 0..end, &mut |offset, entry| {
                 if let Entry::Commit(commit) = &entry
                     && span.has(partition, offset, commit.at)
+                    && features_of(commit).is_some()
                     && let Some(wanted) = commit.source_offset
                 {
                     first = Some(wanted);
@@ -233,12 +245,8 @@ impl<'a> Run<'a> {
 
     /// The partitions that have something of the range, as far as that is known beforehand.
     pub fn partitions(&self) -> Vec<i32> {
-        let of: Vec<i32> = self
-            .spec
-            .organizations
-            .iter()
-            .map(|id| partition_of(id.as_str(), u32::try_from(self.spec.journal.len()).unwrap_or(u32::MAX)))
-            .collect();
+        let of: Vec<i32> =
+            self.spec.organizations.iter().map(|id| partition_of(id.as_str(), self.kept.partitions)).collect();
         let is_wanted = |partition: &i32| {
             (of.is_empty() || of.contains(partition))
                 && (self.spec.offsets.is_empty() || self.spec.offsets.contains_key(partition))
@@ -252,7 +260,6 @@ impl<'a> Run<'a> {
     /// What could not be read or written; what is done stays, and the run can be gone on with.
     pub fn run(&self, directory: &Directory, destination: &dyn Destination) -> Result<Vec<Report>, Error> {
         let partitions = self.partitions();
-        let since = self.spec.last.map(|last| self.since(&partitions, last)).transpose()?.flatten();
         let all: i64 = partitions.iter().filter_map(|partition| self.spec.journal.get(partition)).sum();
         self.progress.set_position(0);
         self.progress.set_length(all.unsigned_abs());
@@ -262,7 +269,7 @@ impl<'a> Run<'a> {
                 self.progress.inc(self.spec.journal.get(partition).map_or(0, |end| end.unsigned_abs()));
                 return Ok(reports);
             }
-            let reports = self.partition(directory, *partition, since, filter.clone())?;
+            let reports = self.partition(directory, *partition, filter.clone())?;
             destination.take(directory, *partition)?;
             directory.done(*partition, &reports)?;
             reached(Failpoint::PartitionReplayed);
@@ -275,19 +282,13 @@ impl<'a> Run<'a> {
         Ok(reports)
     }
 
-    fn span(&self, partition: i32, since: Option<(Timestamp, i32, i64)>) -> Span {
+    fn span(&self, partition: i32) -> Span {
         let Spec { from, until, .. } = self.spec;
-        Span { from, until, offsets: self.spec.offsets.get(&partition).cloned(), since }
+        Span { from, until, offsets: self.spec.offsets.get(&partition).cloned(), since: self.since }
     }
 
-    fn partition(
-        &self,
-        directory: &Directory,
-        number: i32,
-        since: Option<(Timestamp, i32, i64)>,
-        filter: Arc<Filter>,
-    ) -> Result<Vec<Report>, Error> {
-        let mut partition = Partition::new(number, self.span(number, since), filter, &self.rules, &self.candidates);
+    fn partition(&self, directory: &Directory, number: i32, filter: Arc<Filter>) -> Result<Vec<Report>, Error> {
+        let mut partition = Partition::new(number, self.span(number), filter, &self.rules, &self.candidates);
         let reports = self.candidates.iter().map(|candidate| Report::of(&candidate.name)).collect();
         let mut taken_in = TakenIn { reports, rows: directory.rows_of(number)?, failed: None };
         let mut contents = None::<Contents<'_>>;
@@ -298,8 +299,14 @@ impl<'a> Run<'a> {
             if taken.is_multiple_of(PROGRESS_EVERY) {
                 self.progress.inc(PROGRESS_EVERY);
             }
+            if let Entry::Commit(Commit { control_offset, .. }) = &entry
+                && *control_offset >= self.spec.control
+            {
+                let (ends, wanted) = (self.spec.control, *control_offset);
+                return Err(Error::ControlCut { partition: number, offset, ends, wanted });
+            }
             let features = match &entry {
-                Entry::Commit(commit) if partition.wants_content(commit, offset) => {
+                Entry::Commit(commit) if partition.wants_content(&entry, offset) => {
                     self.content(number, commit, &mut contents, &classifier)?
                 }
                 _ => None,
@@ -348,7 +355,7 @@ impl<'a> Run<'a> {
         self.progress.set_length(all.unsigned_abs());
         let found = in_parallel(partitions, |partition| {
             let (mut latest, mut tenancy) = (BinaryHeap::new(), Tenancy::VACANT);
-            let (span, filter) = (self.span(*partition, None), self.spec.filter());
+            let (span, filter) = (self.span(*partition), self.spec.filter());
             let end = self.spec.journal.get(partition).copied().unwrap_or(0);
             self.log.journal(*partition, 0..end, &mut |offset, entry| {
                 let counts = tenancy.accept(offset, &entry);

@@ -13,7 +13,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::mpsc;
 
 use super::calls::{Wanted, is_in_share};
-use super::course::{At, Course};
+use super::course::{At, Course, Past};
 use super::directory::Directory;
 use super::log::{Log, Requests};
 use super::partition::{Candidate, Filter};
@@ -23,7 +23,6 @@ use crate::audit::Place;
 use crate::audit::reader::Reader;
 use crate::control::Tables;
 use crate::control::rules::Rules;
-use crate::processor::{State, evolve, fold};
 use crate::records::Topic;
 use crate::records::journal::{Entry, Tenancy};
 use crate::records::requests::Request;
@@ -78,11 +77,12 @@ impl Follower<'_> {
         consumer.assign(&list).map_err(|e| self.reader.failed(e))?;
         let mut reports: Vec<Report> = self.candidates.iter().map(|candidate| Report::of(&candidate.name)).collect();
         let mut rows = directory.rows_of(self.partition)?;
-        let (mut before, mut tenancy, mut under) = (State::default(), Tenancy::VACANT, Vec::<Under>::new());
+        let (mut before, mut tenancy, mut under) = (Past::default(), Tenancy::VACANT, Vec::<Under>::new());
         let (mut rules_end, mut rules) = (0, Rules::default());
         let mut requests: Option<Box<dyn Requests + '_>> = None;
         // Several candidates ask for the same record.
         let mut last = None::<(i64, Bytes)>;
+        let mut recorded = None::<(i64, Arc<Tables>)>;
         let mut is_current = false;
         while !self.ends.load(Ordering::Relaxed) {
             let message = match consumer.poll(POLL) {
@@ -104,10 +104,7 @@ impl Follower<'_> {
             let entry = self.reader.entry(place, message.payload().unwrap_or_default())?;
             let counts = tenancy.accept(offset, &entry);
             if offset < self.begins {
-                match &entry {
-                    Entry::Commit(commit) if counts => evolve(&mut before, commit),
-                    entry => fold(&mut before, offset, entry, false),
-                }
+                before.take(offset, &entry, counts);
                 continue;
             }
             let Entry::Commit(commit) = &entry else { continue };
@@ -121,7 +118,7 @@ impl Follower<'_> {
             }
             if under.is_empty() {
                 under = self.candidates.iter().map(|candidate| self.begin(candidate, &rules, &before)).collect();
-                before = State::default();
+                before = Past::default();
             }
             if !counts {
                 under.iter_mut().for_each(|under| under.course.pass(offset, &entry));
@@ -147,6 +144,13 @@ impl Follower<'_> {
                     };
                     last = Some((begun.source_offset, body.clone()));
                     let tables = under.tables(commit.control_offset);
+                    let recorded = match &recorded {
+                        Some((at, tables)) if *at == commit.control_offset => tables.clone(),
+                        _ => {
+                            let tables = Arc::new(rules.at(commit.control_offset).clone());
+                            recorded.insert((commit.control_offset, tables)).1.clone()
+                        }
+                    };
                     let wanted = Wanted {
                         organization: begun.organization,
                         context: (*begun.context).clone(),
@@ -156,9 +160,15 @@ impl Follower<'_> {
                         features: begun.features,
                         body,
                         tables,
+                        recorded,
                     };
-                    if self.wanted.try_send(wanted).is_err() {
-                        self.counters.passed_over.fetch_add(1, Ordering::Relaxed);
+                    match self.wanted.try_send(wanted) {
+                        Ok(()) => {}
+                        Err(mpsc::error::TrySendError::Full(_)) => {
+                            self.counters.passed_over.fetch_add(1, Ordering::Relaxed);
+                        }
+                        // Nobody calls any more, and says why.
+                        Err(mpsc::error::TrySendError::Closed(_)) => self.ends.store(true, Ordering::Relaxed),
                     }
                 }
                 for row in under.course.take_rows() {
@@ -181,7 +191,7 @@ impl Follower<'_> {
         Ok(reports)
     }
 
-    fn begin(&self, candidate: &Candidate, rules: &Rules, before: &State) -> Under {
+    fn begin(&self, candidate: &Candidate, rules: &Rules, before: &Past) -> Under {
         let name = Arc::from(candidate.name.as_str());
         let mut course = Course::new(name, self.partition, candidate.is_recorded(), before.clone());
         course.watch();

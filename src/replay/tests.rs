@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use super::course::{At, Counts, Course};
+use super::course::{At, Counts, Course, Past};
 use super::partition::{Candidate, Filter, Partition, Span};
 use super::report::{Latency, Report};
 use super::row::{Change, Row};
@@ -22,7 +22,7 @@ const HISTORIES: u64 = 1_500;
 
 /// The whole of a journal under these rules.
 fn course(entries: &[Entry], tables: &Tables, is_recorded: bool) -> (State, Counts, Vec<Row>) {
-    let mut course = Course::new("c".into(), 0, is_recorded, State::default());
+    let mut course = Course::new("c".into(), 0, is_recorded, Past::default());
     let mut tenancy = Tenancy::VACANT;
     for (offset, entry) in (0..).zip(entries) {
         match entry {

@@ -314,9 +314,12 @@ async fn a_day_with_crashes_and_changed_rules_is_replayed_without_a_difference_a
         let (code, report) = tool.json(&[&rule[..], &["--run", "archived", "--archive", &archive]].concat());
         assert_eq!(code, Some(0), "{report:#}");
         assert!(tool.files("archived") == tool.files("vips"), "an archive replays as the topics do");
-        let (code, told) = tool.json(&["replay", "--reclassify", "--run", "wordless", "--archive", &archive]);
-        assert_eq!(code, Some(2));
-        assert!(told["error"].as_str().is_some_and(|error| error.contains("has no content")), "{told}");
+        for wants_words in [&["--reclassify"][..], &["--mode", "live", "--yes"]] {
+            let wordless = ["replay", "--run", "wordless", "--archive", &archive];
+            let (code, told) = tool.json(&[&wordless[..], wants_words].concat());
+            assert_eq!(code, Some(2));
+            assert!(told["error"].as_str().is_some_and(|error| error.contains("has no content")), "{told}");
+        }
         damage(&tool, &archive);
 
         // Read again, the words are what they were.
@@ -364,7 +367,7 @@ fn damage(tool: &Tool, archive: &str) {
     assert_eq!(check.status.code(), Some(1), "{check:?}");
     assert!(String::from_utf8_lossy(&check.stdout).contains(file), "{check:?}");
     let (code, told) = tool.json(&["replay", "--run", "damaged", "--archive", archive]);
-    assert_eq!(code, Some(2));
+    assert_eq!(code, Some(2), "{told}");
     assert!(told["error"].as_str().is_some_and(|error| error.contains(file) && error.contains("damaged")), "{told}");
 }
 
@@ -405,15 +408,16 @@ async fn calls_of_live_and_shadow_runs_are_on_their_own_account_and_topics() {
         let unasked = tool.output(&[&live[..], &["--run", "unasked"]].concat());
         assert!(String::from_utf8_lossy(&unasked.stderr).contains("say --yes"), "{unasked:?}");
         let (code, told) = tool.json(&[&live[..], &["--run", "live", "--yes"]].concat());
-        assert_eq!((code, &told["calls"], &told["over_budget"]), (Some(0), &10.into(), &0.into()), "{told:#}");
-        assert!(told["spent_pico_usd"] == told["cost_pico_usd"] && told["cost_pico_usd"] != "0", "{told:#}");
+        let live_of = &told["live"];
+        assert_eq!((code, &live_of["calls"], &live_of["over_budget"]), (Some(0), &10.into(), &0.into()), "{told:#}");
+        assert!(live_of["spent_pico_usd"] == live_of["cost_pico_usd"] && live_of["cost_pico_usd"] != "0", "{told:#}");
         let answers = std::fs::read_to_string(tool.folder.path().join("replays/live/answers.jsonl")).expect("answers");
         assert_eq!(answers.lines().count(), 10);
         let (_, told) = tool.json(&[&live[..], &["--run", "poor", "--yes", "--budget", "0.0000001"]].concat());
-        assert_eq!((&told["calls"], &told["over_budget"]), (&0.into(), &10.into()), "{told:#}");
+        assert_eq!((&told["live"]["calls"], &told["live"]["over_budget"]), (&0.into(), &10.into()), "{told:#}");
         // The same calls again: they were made.
         let (_, told) = tool.json(&[&live[..], &["--run", "live", "--yes", "--resume"]].concat());
-        assert_eq!((&told["calls"], &told["made_before"]), (&0.into(), &10.into()), "{told:#}");
+        assert_eq!((&told["live"]["calls"], &told["live"]["made_before"]), (&0.into(), &10.into()), "{told:#}");
 
         // The running system, followed.
         let shadow = [
@@ -497,6 +501,12 @@ async fn what_cannot_be_replayed_is_said_before_anything_is_written() {
             assert!(!tool.folder.path().join("replays").exists(), "{arguments:?} wrote something");
         }
         assert_eq!(tool.output(&["replay", "--where", "colour=red"]).status.code(), Some(2));
+        let (code, told) = tool.json(&["replay", "--from", "2030-01-01T00:00:00Z", "--run", "later"]);
+        assert!(
+            code == Some(2) && told["error"].as_str().is_some_and(|e| e.contains("no request was decided")),
+            "{told}"
+        );
+        assert!(!tool.folder.path().join("replays/later").exists(), "a run that shows nothing is none");
         let (code, report) = tool.json(&["replay", "--organization", "demo_trial", "--run", "one"]);
         let organizations = all(&report, "recorded")["organizations"].as_object().expect("organizations");
         assert!(code == Some(0) && organizations.keys().all(|id| id == "demo_trial"), "{report:#}");

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use futures_util::{StreamExt as _, stream};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::super::audit::bar;
 use super::super::output;
@@ -22,13 +22,12 @@ use crate::explain::tell::usd;
 use crate::processor::content;
 use crate::records::Origin;
 use crate::records::journal::{Candidate, RequestContext};
-use crate::replay::account::worst;
 use crate::replay::calls::{Caller, Came, Made, Wanted, bodies, sample};
 use crate::replay::row::Row;
 use crate::runtime::clock;
 
 /// Calls for the sample, once it is known what that can cost and somebody wants it.
-pub(super) async fn run(config: Config, arguments: &Arguments, decided: Decided) -> anyhow::Result<()> {
+pub(super) async fn run(config: Config, arguments: &Arguments, decided: Decided) -> anyhow::Result<Value> {
     let spending = arguments.spending.clone();
     let look = move || {
         let rows = sample(&decided.directory, spending.sample, !spending.all)?;
@@ -44,32 +43,37 @@ pub(super) async fn run(config: Config, arguments: &Arguments, decided: Decided)
             (candidate.name.clone(), Arc::new(rules.at(decided.control - 1).clone()))
         })
         .collect();
+    let recorded = Arc::new(decided.rules.at(decided.control - 1).clone());
     let (mut wanted, mut gone, mut most) = (Vec::new(), 0_u64, PicoUsd::ZERO);
     for row in rows {
         let body = row.source_offset.and_then(|offset| bodies.get(&(row.partition, offset)));
-        let Some(call) = body.and_then(|body| wanted_of(&row, body.clone(), &tables)) else {
+        let Some(call) = body.and_then(|body| wanted_of(&row, body.clone(), &tables, &recorded)) else {
             gone += 1;
             continue;
         };
-        let worst = worst(&call.tables, &call.called, &call.features, clock::now());
-        most = most.saturating_add(worst.map_or(PicoUsd::ZERO, |worst| worst.amount));
+        most = most.saturating_add(call.worst(clock::now()).map_or(PicoUsd::ZERO, |worst| worst.amount));
         wanted.push((row, call));
     }
     if wanted.is_empty() {
         output::note(&format!(
             "there is nothing to call: no request would be called elsewhere ({gone} without their content)"
         ));
-        return Ok(());
+        return Ok(json!({ "calls": 0, "without_content": gone }));
     }
     confirm(arguments, wanted.len(), gone, most)?;
     let codec = Arc::new(Codec::connect(Registry::new(&config.registry, &config.kafka.topic_prefix)?).await?);
     let (budget, resumes) = (arguments.spending.budget, arguments.resume);
     let caller = Caller::open(&config, codec, &decided.name, Origin::Replay, budget, resumes).await?;
     let told = call_all(&caller, arguments, wanted, &mut decided).await?;
-    tell(arguments, &decided, &caller, told).await
+    Ok(tell(arguments, &caller, told).await)
 }
 
-fn wanted_of(row: &Row, body: bytes::Bytes, tables: &BTreeMap<String, Arc<Tables>>) -> Option<Wanted> {
+fn wanted_of(
+    row: &Row,
+    body: bytes::Bytes,
+    tables: &BTreeMap<String, Arc<Tables>>,
+    recorded: &Arc<Tables>,
+) -> Option<Wanted> {
     let (model, deployment) = (row.candidate.model.clone()?, row.candidate.deployment.clone()?);
     let features = content::read(&body).ok()?.features;
     let context = RequestContext {
@@ -88,6 +92,7 @@ fn wanted_of(row: &Row, body: bytes::Bytes, tables: &BTreeMap<String, Arc<Tables
         features,
         body,
         tables: tables.get(&*row.candidate_name)?.clone(),
+        recorded: recorded.clone(),
     })
 }
 
@@ -189,12 +194,11 @@ impl Told {
     }
 }
 
-async fn tell(arguments: &Arguments, decided: &Decided, caller: &Caller, told: Told) -> anyhow::Result<()> {
+async fn tell(arguments: &Arguments, caller: &Caller, told: Told) -> Value {
     let account = caller.account().await;
     if arguments.json {
         let pico = |amount: PicoUsd| amount.get().to_string();
-        let summary = json!({
-            "run": decided.name.as_str(),
+        return json!({
             "calls": told.calls,
             "failed": told.failed,
             "simulated": told.simulated,
@@ -209,8 +213,6 @@ async fn tell(arguments: &Arguments, decided: &Decided, caller: &Caller, told: T
             "budget_pico_usd": pico(caller.budget()),
             "answers": told.path,
         });
-        output::line(&summary.to_string());
-        return Ok(());
     }
     output::line(&format!(
         "\n{} calls, {} failed, {} answered by a simulator; {} left out, since the budget is used up; {} without a price; {} made before",
@@ -226,5 +228,5 @@ async fn tell(arguments: &Arguments, decided: &Decided, caller: &Caller, told: T
     ));
     output::line(&format!("the run has spent {} of {}", usd(account.spent()), usd(caller.budget())));
     output::line(&format!("answers, beside what was recorded: {} (it has content)", told.path.display()));
-    Ok(())
+    Value::Null
 }

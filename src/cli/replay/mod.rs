@@ -26,7 +26,7 @@ use crate::archive::Place;
 use crate::archive::read::Archive;
 use crate::audit::reader::Reader;
 use crate::causes::causes;
-use crate::config::{Config, Environment};
+use crate::config::{ClickHouse, Config, Environment};
 use crate::control::rules::Rules;
 use crate::domain::{ModelName, OrganizationId, PicoUsd, PolicyName, RequestId};
 use crate::replay::candidate::{Asked, Document};
@@ -174,7 +174,7 @@ pub struct Spending {
     #[arg(long, value_name = "USD", default_value = "1.00")]
     pub budget: PicoUsd,
     /// live, shadow: calls in a second at the most
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub rate: u32,
     /// live, shadow: calls under way at once
     #[arg(long, value_name = "N", default_value_t = 4)]
@@ -294,14 +294,14 @@ async fn decide(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
     let spending = &arguments.spending;
     ensure!(spending.budget > PicoUsd::ZERO, "--budget must be more than nothing");
-    ensure!(
-        spending.rate > 0 && spending.concurrency > 0 && spending.sample > 0,
-        "--rate, --concurrency and --sample must be at least 1"
-    );
+    ensure!(spending.concurrency > 0 && spending.sample > 0, "--concurrency and --sample must be at least 1");
     if arguments.mode == Mode::Shadow {
         return Box::pin(shadow::run(arguments)).await;
     }
     let spec = spec(&arguments)?;
+    if let Some(name) = &arguments.run {
+        Directory::check(&arguments.dir, name, arguments.resume)?;
+    }
     let name = match &arguments.run {
         Some(name) => name.clone(),
         None => run_name().map_err(anyhow::Error::msg)?,
@@ -321,38 +321,37 @@ async fn decide(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         false => spec,
     };
-    let handle = Handle::current();
+    let (handle, calls) = (Handle::current(), arguments.mode == Mode::Live);
     let source = Source::new(config.clone(), &arguments)?;
     let prepared = tokio::task::spawn_blocking(move || {
         let log = source.open(handle.clone())?;
         let progress = bar();
         let archive = archived.and_then(|url| Place::open(&url, false, handle).ok());
-        let Run { spec, rules, candidates, kept, archive, .. } = Run::prepare(&*log, spec, archive, progress.clone())?;
-        anyhow::Ok((spec, rules, candidates, kept, archive, progress, log))
+        if calls && !log.has_content() {
+            bail!(crate::replay::run::Error::NoContent { url: spec.archive.unwrap_or_default() });
+        }
+        let Run { spec, rules, candidates, kept, archive, since, .. } =
+            Run::prepare(&*log, spec, archive, progress.clone())?;
+        anyhow::Ok((spec, rules, candidates, kept, archive, since, progress, log))
     });
-    let (spec, rules, candidates, kept, archive, progress, log) = prepared.await.context("looking broke off")??;
+    let prepared = prepared.await.context("looking broke off")??;
+    let (spec, rules, candidates, kept, archive, since, progress, log) = prepared;
     // Everything that can be wrong is found before anything is written.
     let table = match with_clickhouse {
-        true => {
-            let opened = Table::open(&clickhouse, &name).await;
-            let (table, is_there) =
-                opened.context("ClickHouse cannot take the rows; leave it out with --no-clickhouse")?;
-            ensure!(
-                resumes || !is_there,
-                "ClickHouse has rows of a run {} already; give another name with --run",
-                name.as_str()
-            );
-            Some(table)
-        }
+        true => Some(open_table(&clickhouse, &name, resumes).await?),
         false => None,
     };
     let (directory, _) = Directory::begin(&dir, &name, &spec, resumes, Spec::differs)?;
     let replayed = tokio::task::spawn_blocking(move || {
-        let run = Run { log: &*log, spec, rules, candidates, kept, archive, progress };
+        let run = Run { log: &*log, spec, rules, candidates, kept, archive, since, progress };
         let destination: &dyn Destination = table.as_ref().map_or(&Nowhere as &dyn Destination, |table| table);
         let reports = run.run(&directory, destination);
         run.progress.finish_and_clear();
         let reports = reports?;
+        if reports.iter().all(|report| report.all.recorded.requests == 0) && !resumes {
+            directory.remove()?;
+            bail!(crate::replay::run::Error::NothingInRange);
+        }
         directory.write_report(&reports)?;
         let page = directory.write_page(&page::page(name.as_str(), &run.spec, &reports))?;
         let Run { rules, candidates, spec, .. } = run;
@@ -364,8 +363,18 @@ async fn decide(arguments: Arguments) -> anyhow::Result<ExitCode> {
         if !arguments.json {
             show::show(&reports, &name, &page, begun.elapsed());
         }
-        Box::pin(live::run(config, &arguments, decided)).await?;
-        return Ok(verdict(&reports));
+        let called = Box::pin(live::run(config, &arguments, decided)).await;
+        if arguments.json {
+            let mut shown = show::describe(name.as_str(), &reports);
+            shown["live"] = match &called {
+                Ok(called) => called.clone(),
+                Err(error) => json!({ "error": causes(error.as_ref()) }),
+            };
+            output::line(&shown.to_string());
+        } else if let Err(error) = &called {
+            output::note(&format!("the report is written; calling: {}", causes(error.as_ref())));
+        }
+        return Ok(if called.is_ok() { verdict(&reports) } else { ExitCode::from(COULD_NOT_LOOK) });
     }
     match arguments.json {
         true => output::line(&show::describe(name.as_str(), &reports).to_string()),
@@ -426,6 +435,18 @@ impl Source {
     }
 }
 
+/// Where the rows go in ClickHouse.
+async fn open_table(config: &ClickHouse, name: &RunName, resumes: bool) -> anyhow::Result<Table> {
+    let opened = Table::open(config, name).await;
+    let (table, is_there) = opened.context("ClickHouse cannot take the rows; leave it out with --no-clickhouse")?;
+    ensure!(
+        resumes || !is_there,
+        "ClickHouse has rows of a run {} already; give another name with --run",
+        name.as_str()
+    );
+    Ok(table)
+}
+
 /// Decisions by the recorded rules that came out otherwise are a violation.
 fn verdict(reports: &[Report]) -> ExitCode {
     let holds = reports.iter().all(|report| report.unlike().is_empty());
@@ -454,6 +475,7 @@ fn spec(arguments: &Arguments) -> anyhow::Result<Spec> {
     Ok(Spec {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         archive: arguments.archive.clone(),
+        asked: format!("{:?} {:?}", arguments.from, arguments.until),
         candidates: candidates(arguments)?,
         from,
         until,

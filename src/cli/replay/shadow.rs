@@ -25,7 +25,7 @@ use crate::replay::calls::{Caller, Came, Wanted};
 use crate::replay::directory::Directory;
 use crate::replay::page;
 use crate::replay::report::Report;
-use crate::replay::run::{Run, Spec};
+use crate::replay::run::{Destination as _, Run, Spec};
 use crate::replay::shadow::{Counters, Follower, WAITING_MAX};
 
 /// How often what is going on is told.
@@ -46,6 +46,10 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         "--mode shadow follows what comes from now on; --from, --until, --last and --offsets are for the other modes"
     );
     ensure!(arguments.archive.is_none(), "--mode shadow follows the running system; an archive cannot be followed");
+    ensure!(
+        !arguments.reclassify,
+        "--mode shadow goes by what the owners have classified; --reclassify is for the other modes"
+    );
     ensure!(!arguments.resume, "a shadow run is not gone on with; begin another one");
     let spec = spec(&arguments)?;
     let name = match &arguments.run {
@@ -60,6 +64,11 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         anyhow::Ok((spec, candidates))
     });
     let (spec, candidates) = prepared.await.context("looking broke off")??;
+    Directory::check(&arguments.dir, &name, false)?;
+    let table = match arguments.no_clickhouse {
+        true => None,
+        false => Some(super::open_table(&config.clickhouse, &name, false).await?),
+    };
     let codec = Arc::new(Codec::connect(Registry::new(&config.registry, &config.kafka.topic_prefix)?).await?);
     let caller = Caller::open(&config, codec, &name, Origin::Shadow, arguments.spending.budget, false).await?;
     let (directory, _) = Directory::begin(&arguments.dir, &name, &spec, false, Spec::differs)?;
@@ -68,15 +77,34 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let followers = follow(&reader, &spec, candidates, &directory, sender, &arguments, &counters, &ends);
     let partitions = spec.journal.len() as u64;
     let watched = async {
-        watch(&followers, lasts, &counters, partitions).await;
+        watch(&followers, lasts, &counters, partitions, &ends).await;
         ends.store(true, Ordering::Relaxed);
-        followers.await.context("following broke off")?
+        followers.await.context("following broke off")
     };
-    // The followers' end ends the calls: nobody wants any more.
-    let (reports, told) = tokio::join!(watched, call(&caller, wanted, &arguments.spending, &directory));
-    let (reports, told) = (reports?, told?);
+    let called = async {
+        let told = tokio::select! {
+            told = call(&caller, wanted, &arguments.spending, &directory, &ends) => told,
+            () = interrupted_again(&ends) => Err(anyhow::anyhow!("interrupted twice, with calls under way")),
+        };
+        // Without calls there is nothing to follow for.
+        ends.store(true, Ordering::Relaxed);
+        told
+    };
+    let (followed, told) = tokio::join!(watched, called);
+    let (reports, failed) = followed?;
     directory.write_report(&reports)?;
     let page = directory.write_page(&page::page(name.as_str(), &spec, &reports))?;
+    if let Some(error) = failed {
+        return Err(
+            error.context("a partition could not be followed to the end; what the others have shown is written")
+        );
+    }
+    if let Some(table) = table {
+        let rows = directory.clone();
+        let insert = move || rows.partitions()?.into_iter().try_for_each(|partition| table.take(&rows, partition));
+        tokio::task::spawn_blocking(insert).await.context("writing rows broke off")??;
+    }
+    let told = told.context("calling broke off; what was decided is written")?;
     let passed_over = counters.passed_over.load(Ordering::Relaxed);
     if arguments.json {
         let mut shown = show::describe(name.as_str(), &reports);
@@ -102,15 +130,16 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             usd(arguments.spending.budget)
         ));
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(super::verdict(&reports))
 }
 
 /// Tells how it goes, until it has gone on for so long, is interrupted, or broke off.
 async fn watch(
-    followers: &tokio::task::JoinHandle<anyhow::Result<Vec<Report>>>,
+    followers: &tokio::task::JoinHandle<(Vec<Report>, Option<anyhow::Error>)>,
     lasts: Option<Duration>,
     counters: &Counters,
     partitions: u64,
+    ends: &AtomicBool,
 ) {
     let until = lasts.map(|lasts| Instant::now() + lasts);
     let mut told = Instant::now();
@@ -120,7 +149,8 @@ async fn watch(
             _ = &mut ended => return,
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
-        if until.is_some_and(|until| Instant::now() >= until) || followers.is_finished() {
+        let is_over = followers.is_finished() || ends.load(Ordering::Relaxed);
+        if is_over || until.is_some_and(|until| Instant::now() >= until) {
             return;
         }
         if told.elapsed() >= TELL_EVERY {
@@ -142,7 +172,7 @@ fn follow(
     arguments: &Arguments,
     counters: &Arc<Counters>,
     ends: &Arc<AtomicBool>,
-) -> tokio::task::JoinHandle<anyhow::Result<Vec<Report>>> {
+) -> tokio::task::JoinHandle<(Vec<Report>, Option<anyhow::Error>)> {
     let (reader, spec, directory) = (reader.clone(), spec.clone(), directory.clone());
     let (share, counters, ends) = (arguments.spending.share * 10, counters.clone(), ends.clone());
     tokio::task::spawn_blocking(move || {
@@ -164,18 +194,37 @@ fn follow(
                         ends: &ends,
                     };
                     let directory = &directory;
-                    scope.spawn(move || follower.follow(directory))
+                    let ends = &ends;
+                    scope.spawn(move || {
+                        let followed = follower.follow(directory);
+                        if followed.is_err() {
+                            // A run with a partition missing shows nothing.
+                            ends.store(true, Ordering::Relaxed);
+                        }
+                        followed
+                    })
                 })
                 .collect();
             threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>()
         });
         let mut reports: Vec<Report> = candidates.iter().map(|candidate| Report::of(&candidate.name)).collect();
+        let mut failed = None;
         for of_partition in followed {
-            let of_partition = of_partition.map_err(|_| anyhow::anyhow!("a partition broke off"))??;
-            reports.iter_mut().zip(of_partition).for_each(|(all, of)| all.merge(of));
+            match of_partition.map_err(|_| anyhow::anyhow!("a partition broke off")).and_then(|of| Ok(of?)) {
+                Ok(of_partition) => reports.iter_mut().zip(of_partition).for_each(|(all, of)| all.merge(of)),
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
-        Ok(reports)
+        (reports, failed)
     })
+}
+
+/// A second signal, once the run ends.
+async fn interrupted_again(ends: &AtomicBool) {
+    while !ends.load(Ordering::Relaxed) {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    signals::terminated().await;
 }
 
 /// What the calls came to.
@@ -189,12 +238,13 @@ struct Told {
     elapsed: Duration,
 }
 
-/// Makes the calls that are wanted, until nobody wants any more.
+/// Makes the calls that are wanted, until the run ends.
 async fn call(
     caller: &Caller,
     wanted: mpsc::Receiver<Wanted>,
     spending: &Spending,
     directory: &Directory,
+    ends: &AtomicBool,
 ) -> anyhow::Result<Told> {
     let begun = Instant::now();
     let path = directory.path().join("answers.jsonl");
@@ -204,7 +254,8 @@ async fn call(
     let paced = stream::unfold((wanted, ticks), |(mut wanted, mut ticks)| async move {
         let next = wanted.recv().await?;
         ticks.tick().await;
-        Some((next, (wanted, ticks)))
+        // At the end of the run only what is under way is finished.
+        (!ends.load(Ordering::Relaxed)).then_some((next, (wanted, ticks)))
     });
     let calls = paced.map(|wanted| async move { caller.call(&wanted).await });
     let mut calls = std::pin::pin!(calls.buffer_unordered(spending.concurrency));

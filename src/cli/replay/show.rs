@@ -73,6 +73,10 @@ fn of_candidate(report: &Report) {
     if report.open > 0 {
         output::line(&format!("  {} requests had not ended where the log ends", report.open));
     }
+    if report.counts.without_content > 0 {
+        let count = report.counts.without_content;
+        output::line(&format!("  of {count} requests the content is not there any more; they go by what is recorded"));
+    }
     let aside = (report.counts.not_decided, report.counts.repeats);
     if aside != (0, 0) {
         output::line(&format!(
