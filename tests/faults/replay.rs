@@ -507,9 +507,9 @@ async fn what_cannot_be_replayed_is_said_before_anything_is_written() {
             "{told}"
         );
         assert!(!tool.folder.path().join("replays/later").exists(), "a run that shows nothing is none");
-        let (code, report) = tool.json(&["replay", "--organization", "demo_trial", "--run", "one"]);
+        let (code, report) = tool.json(&["replay", "--organization", "demo_shop", "--run", "one"]);
         let organizations = all(&report, "recorded")["organizations"].as_object().expect("organizations");
-        assert!(code == Some(0) && organizations.keys().all(|id| id == "demo_trial"), "{report:#}");
+        assert!(code == Some(0) && organizations.keys().all(|id| id == "demo_shop"), "{report:#}");
         gateway.stop().await;
         cut_by_retention(&mut world, tool).await;
     };
