@@ -119,8 +119,12 @@ impl Known {
         let owner = |model: &ModelName| control.model(model).map_or("", |(_, model)| model.value.owned_by.as_str());
         let ours = owner(&open.started.model);
         let most = estimated_input(features, ours);
-        let told = story
-            .filter(|posting| posting.usage_source == UsageSource::Reported && posting.outcome == Outcome::Completed);
+        // Of a request that was cancelled, what there was of it until then.
+        let told = story.filter(|posting| match posting.outcome {
+            Outcome::Completed => posting.usage_source == UsageSource::Reported,
+            Outcome::Cancelled => posting.usage_source != UsageSource::None,
+            _ => false,
+        });
         let is_same = told.is_some_and(|posting| posting.model == open.started.model);
         let usage =
             |input: u64, output: u64| TokenUsage { input: Some(input), output: Some(output), ..TokenUsage::default() };
