@@ -72,7 +72,7 @@ fn main() {
     let rules = Rules::new((0..).zip(records.iter().cloned()).collect::<Vec<_>>().into());
     let policy = Seeds::parse(&Files::embedded(), &mut Vec::new()).policies.remove("auto").expect("the policy");
     let mut cheaper = policy;
-    cheaper.tiers.iter_mut().filter(|tier| tier.tier == 4).for_each(|tier| tier.candidates.reverse());
+    cheaper.tiers.iter_mut().filter(|tier| tier.tier == 3).for_each(|tier| tier.candidates.reverse());
     let key = (tollstream::records::control::EntityKind::Policy, "auto".to_owned());
     let overrides = Arc::new([(key, Entity::Policy(cheaper))].into());
     let other = Candidate { name: "other".to_owned(), overrides, reclassifies: false };
