@@ -15,7 +15,7 @@ use bytes::Bytes;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use sha2::{Digest as _, Sha256};
 use tollstream::archive::container::{Archived, Writing};
-use tollstream::archive::{FileEntry, Manifest};
+use tollstream::archive::{FileEntry, Manifest, range_name};
 use tollstream::codec::{Codec, Registry};
 use tollstream::config::Config;
 use tollstream::control::Tables;
@@ -247,6 +247,10 @@ fn archive(directory: &str, records: &[ControlRecord], journals: &[Vec<Entry>]) 
         });
         std::fs::write(path, bytes).expect("written");
     };
+    let ends = journals.iter().map(|journal| journal.len() as i64);
+    let ranges = (0..).zip(ends).map(|(partition, end)| (range_name(Topic::Journal, partition), 0..end));
+    let control = (range_name(Topic::Control, 0), 0..records.len() as i64);
+    let ranges = ranges.chain([control]).collect();
     let mut writing = Writing::begin(Topic::Control).expect("a file");
     for (offset, record) in (0..).zip(records) {
         let record = Archived { offset, timestamp: BEGIN, key: None, value: record.clone() };
@@ -264,6 +268,7 @@ fn archive(directory: &str, records: &[ControlRecord], journals: &[Vec<Entry>]) 
             put(Topic::Journal, partition, start, entries.len() as u64, writing.finish().expect("bytes"));
         }
     }
+    manifest.ranges = ranges;
     std::fs::write(root.join("manifest.json"), serde_json::to_vec(&manifest).expect("JSON")).expect("written");
 }
 

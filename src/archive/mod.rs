@@ -10,6 +10,7 @@ pub mod read;
 pub mod redact;
 pub mod write;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -42,6 +43,8 @@ pub enum Error {
     Damaged { url: String, file: String, detail: String },
     #[error("archive {url} has no {MANIFEST}: nothing was archived there")]
     NoManifest { url: String },
+    #[error("archive {url} was broken off before it had everything once; run `tollstream archive write` again")]
+    Unfinished { url: String },
     #[error("archive {url} is of version {found}; this program reads version {VERSION}")]
     Version { url: String, found: u32 },
     #[error("archive {url} has {topic} {had}, and now {wanted} is asked for; use another place for it")]
@@ -86,8 +89,9 @@ impl Content {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     pub version: u32,
-    /// That the topics have.
-    pub partitions: u32,
+    /// Of each `TOPIC/PARTITION`, those without records included: what was archived of it as a whole. Files that go beyond are of
+    /// a write that was broken off.
+    pub ranges: BTreeMap<String, Range<i64>>,
     /// In the order in which they were written; those of a partition follow each other.
     pub files: Vec<FileEntry>,
 }
@@ -112,7 +116,7 @@ pub struct FileEntry {
 
 impl Default for Manifest {
     fn default() -> Self {
-        Self { version: VERSION, partitions: 0, files: Vec::new() }
+        Self { version: VERSION, ranges: BTreeMap::new(), files: Vec::new() }
     }
 }
 
@@ -121,11 +125,9 @@ impl Manifest {
         self.files.iter().filter(move |file| file.topic == topic.name() && file.partition == partition)
     }
 
-    /// The range of a partition that is here as a whole.
+    /// What was archived of a partition; its files may be gone since.
     pub fn range(&self, topic: Topic, partition: i32) -> Range<i64> {
-        let start = self.of(topic, partition).map(|file| file.start).min().unwrap_or(0);
-        let end = self.of(topic, partition).map(|file| file.end).max().unwrap_or(0);
-        start..end
+        self.ranges.get(&range_name(topic, partition)).cloned().unwrap_or(0..0)
     }
 
     /// What of a range is not here.
@@ -146,12 +148,16 @@ impl Manifest {
     }
 
     pub fn partitions(&self, topic: Topic) -> Vec<i32> {
-        let mut partitions: Vec<i32> =
-            self.files.iter().filter(|file| file.topic == topic.name()).map(|file| file.partition).collect();
+        let of_topic = |name: &String| name.strip_prefix(topic.name())?.strip_prefix('/')?.parse::<i32>().ok();
+        let mut partitions: Vec<i32> = self.ranges.keys().filter_map(of_topic).collect();
         partitions.sort_unstable();
-        partitions.dedup();
         partitions
     }
+}
+
+/// By which a partition's range is found.
+pub fn range_name(topic: Topic, partition: i32) -> String {
+    format!("{}/{partition}", topic.name())
 }
 
 /// An archive's place.
@@ -240,5 +246,41 @@ impl Place {
 
     fn damaged(&self, file: &str, detail: String) -> Error {
         Error::Damaged { url: self.url.clone(), file: file.to_owned(), detail }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_found_at_both_ends_and_in_between() {
+        let file = |start: i64, end: i64| FileEntry {
+            file: format!("{start}"),
+            topic: "journal".into(),
+            partition: 3,
+            start,
+            end,
+            records: 1,
+            bytes: 1,
+            sha256: String::new(),
+            first_at: None,
+            last_at: None,
+            content: None,
+        };
+        let manifest = Manifest {
+            ranges: BTreeMap::from([("journal/3".to_owned(), 0..50), ("journal/4".to_owned(), 0..0)]),
+            // In the order in which they were written.
+            files: vec![file(20, 30), file(10, 20), file(40, 45)],
+            ..Manifest::default()
+        };
+        let missing = |within| manifest.missing(Topic::Journal, 3, within);
+        assert_eq!(missing(0..50), [0..10, 30..40, 45..50]);
+        assert_eq!(missing(10..30), []);
+        assert_eq!(missing(5..42), [5..10, 30..40]);
+        assert_eq!(manifest.missing(Topic::Journal, 4, 0..0), []);
+        assert_eq!((manifest.range(Topic::Journal, 3), manifest.range(Topic::Requests, 3)), (0..50, 0..0));
+        assert_eq!(manifest.partitions(Topic::Journal), [3, 4]);
+        assert_eq!(manifest.partitions(Topic::Control), Vec::<i32>::new());
     }
 }

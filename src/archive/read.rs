@@ -76,16 +76,25 @@ impl Log for Archive {
             let partitions = self.manifest.partitions(topic);
             partitions.into_iter().map(|partition| (partition, self.manifest.range(topic, partition))).collect()
         };
+        let partitions = self.manifest.partitions(Topic::Journal).len();
+        if partitions == 0 {
+            return Err(Error::Unfinished { url: self.place.url().to_owned() }.into());
+        }
         Ok(Kept {
             journal: ranges(Topic::Journal),
             requests: ranges(Topic::Requests),
             control: self.manifest.range(Topic::Control, 0),
-            partitions: self.manifest.partitions,
+            partitions: u32::try_from(partitions).unwrap_or(u32::MAX),
         })
     }
 
     fn rules(&self, end: i64) -> Result<Rules, run::Error> {
         let mut records = Vec::new();
+        let begins = self.manifest.range(Topic::Control, 0).start;
+        if begins > 0 {
+            let (url, topic) = (self.place.url().to_owned(), Topic::Control.name());
+            return Err(Error::Lacks { url, topic, partition: 0, from: 0, to: begins }.into());
+        }
         for file in self.files(Topic::Control, 0, &(0..end))? {
             let bytes = whole(&self.place, file)?;
             _ = each(&bytes, self.damaged(file), |record: Archived<ControlRecord>| {

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::container::{Archived, Writing};
 use super::redact::redact;
-use super::{Content, Error, FileEntry, Manifest, Place};
+use super::{Content, Error, FileEntry, Manifest, Place, range_name};
 use crate::audit;
 use crate::audit::plan::{Extent, kept};
 use crate::audit::reader::{Reader, in_parallel};
@@ -54,9 +54,10 @@ impl Archiver<'_> {
     /// that is broken off is done again the next time.
     ///
     /// # Errors
-    /// Retention has cut what was not archived in time; or what could not be read or written.
+    /// Retention has cut what was not archived in time: everything else is written all the same. Or what could not be read or
+    /// written.
     pub fn run(&self) -> Result<BTreeMap<&'static str, Added>, Error> {
-        let mut manifest = self.place.manifest()?.unwrap_or_default();
+        let manifest = self.place.manifest()?.unwrap_or_default();
         let had = manifest.files.iter().find_map(|file| file.content).filter(|had| *had != self.content);
         if let Some(had) = had {
             let (url, topic) = (self.place.url().to_owned(), Topic::Requests.name());
@@ -65,8 +66,7 @@ impl Archiver<'_> {
         // The journal's end is asked for first, so that control and `requests` have what it was decided on; it is written last, so
         // that an archive that was broken off has no commit without them.
         let kept = kept(self.reader)?;
-        manifest.partitions = u32::try_from(kept.journal.len()).unwrap_or(u32::MAX);
-        let mut parts = Vec::new();
+        let (mut parts, mut ranges, mut gap) = (Vec::new(), Vec::new(), None);
         let all = [
             (Topic::Control, BTreeMap::from([(0, kept.control)])),
             (Topic::Requests, kept.requests),
@@ -74,13 +74,19 @@ impl Archiver<'_> {
         ];
         for (topic, offsets) in all {
             for (partition, offsets) in offsets {
-                let start = manifest.of(topic, partition).map(|file| file.start).min().unwrap_or(offsets.start);
+                let name = range_name(topic, partition);
+                let start = manifest.ranges.get(&name).map_or(offsets.start, |range| range.start);
+                ranges.push((topic, name, start..offsets.end));
                 for missing in manifest.missing(topic, partition, start..offsets.end) {
                     if missing.start < offsets.start {
-                        let (wanted, begins) = (missing.start, offsets.start);
-                        return Err(Error::Gap { topic: topic.name(), partition, wanted, begins });
+                        // Nobody has it any more. What is there is written all the same.
+                        let (wanted, begins) = (missing.start, offsets.start.min(missing.end));
+                        gap = gap.or(Some(Error::Gap { topic: topic.name(), partition, wanted, begins }));
                     }
-                    parts.push(Part { topic, partition, offsets: missing });
+                    let offsets = missing.start.max(offsets.start)..missing.end;
+                    if !offsets.is_empty() {
+                        parts.push(Part { topic, partition, offsets });
+                    }
                 }
             }
         }
@@ -107,6 +113,13 @@ impl Archiver<'_> {
         for topic in [Topic::Control, Topic::Requests, Topic::Journal] {
             let of: Vec<&Part> = parts.iter().filter(|part| part.topic == topic).collect();
             in_parallel(&of, |part| write(part)).into_iter().collect::<Result<Vec<()>, Error>>()?;
+            let mut manifest = manifest.lock().unwrap_or_else(PoisonError::into_inner);
+            let of_topic = ranges.iter().filter(|(of, _, _)| *of == topic);
+            manifest.ranges.extend(of_topic.map(|(_, name, range)| (name.clone(), range.clone())));
+            self.place.put_manifest(&manifest)?;
+        }
+        if let Some(gap) = gap {
+            return Err(gap);
         }
         Ok(added.into_inner().unwrap_or_else(PoisonError::into_inner))
     }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::control::Tables;
+use crate::domain::usage::Price;
 use crate::domain::{PicoUsd, RequestKey, Timestamp};
 use crate::processor::inference::estimated_input;
 use crate::processor::key_of;
@@ -62,18 +63,37 @@ impl Account {
 }
 
 /// What a call costs at the most: the estimated input at the dearest class that it can fall into, and as much output as the
-/// answer may have. With it the cap that the call is told. `None`: its deployment or its price is not there.
-pub fn worst(tables: &Tables, called: &Candidate, features: &Features, at: Timestamp) -> Option<Worst> {
-    let (_, model) = tables.model(&called.model)?;
-    let deployment = model.value.deployment(&called.deployment)?;
-    let input_tokens = estimated_input(features, &model.value.owned_by);
-    let price = deployment.price_at(at, Some(input_tokens))?;
+/// answer may have, by the candidate's prices, or by the recorded ones where those are dearer: a price that is tried is not what
+/// the provider takes. With it the cap that the call is told. `None`: its deployment or its price is not there.
+pub fn worst(
+    tried: &Tables,
+    recorded: &Tables,
+    called: &Candidate,
+    features: &Features,
+    at: Timestamp,
+) -> Option<Worst> {
+    let input_of = |tables: &Tables| {
+        tables.model(&called.model).map(|(_, model)| estimated_input(features, &model.value.owned_by))
+    };
+    let (_, model) = tried.model(&called.model)?;
+    let input_tokens = input_of(tried)?.max(input_of(recorded).unwrap_or(0));
     let most = model.value.max_output_tokens.min(model.value.context_window);
     let output_tokens = features.output_cap.unwrap_or(most).min(most);
-    let dearest = [Some(price.input), price.cached_input, price.cache_write].into_iter().flatten().max()?;
-    let output_price = price.output.max(price.reasoning.unwrap_or(PicoUsd::ZERO));
     let output = output_tokens.checked_mul(u64::from(features.choices.max(1)))?;
-    let amount = dearest.checked_mul(input_tokens)?.checked_add(output_price.checked_mul(output)?)?;
+    let price_of = |tables: &Tables| {
+        let (_, model) = tables.model(&called.model)?;
+        model.value.deployment(&called.deployment)?.price_at(at, Some(input_tokens)).map(|entry| entry.price())
+    };
+    let cost = |price: Price| {
+        let dearest = [Some(price.input), price.cached_input, price.cache_write].into_iter().flatten().max()?;
+        let output_price = price.output.max(price.reasoning.unwrap_or(PicoUsd::ZERO));
+        dearest.checked_mul(input_tokens)?.checked_add(output_price.checked_mul(output)?)
+    };
+    let amount = cost(price_of(tried)?)?;
+    let amount = match price_of(recorded) {
+        Some(paid) => cost(paid)?.max(amount),
+        None => amount,
+    };
     amount.to_long()?;
     Some(Worst { amount, input_tokens, output_tokens })
 }

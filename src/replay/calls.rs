@@ -38,6 +38,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long the run's journal may take to be read when a run is gone on with.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(100);
+/// Largest record with an answer, as on `responses` (topology/topics.toml).
+const ANSWER_BYTES_MAX: u64 = 9_437_184;
 /// How long the answers of a run are kept, in milliseconds: 7 days, as what was asked.
 const ANSWERS_RETENTION_MS: u64 = 7 * 24 * 3_600 * 1_000;
 
@@ -57,13 +59,9 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// What it costs at the most: by the candidate's prices, or by the recorded ones where those are dearer, since a price that
-    /// is tried is not what the provider takes.
+    /// What it costs at the most.
     pub fn worst(&self, at: Timestamp) -> Option<Worst> {
-        let tried = worst(&self.tables, &self.called, &self.features, at)?;
-        let paid = worst(&self.recorded, &self.called, &self.features, at);
-        let amount = paid.map_or(tried.amount, |paid| paid.amount.max(tried.amount));
-        Some(Worst { amount, ..tried })
+        worst(&self.tables, &self.recorded, &self.called, &self.features, at)
     }
 }
 
@@ -147,7 +145,10 @@ impl Caller {
         );
         let replication = u16::try_from(brokers.min(3)).unwrap_or(1).max(1);
         let forever = BTreeMap::from([("retention.ms".to_owned(), "-1".to_owned())]);
-        let kept = BTreeMap::from([("retention.ms".to_owned(), ANSWERS_RETENTION_MS.to_string())]);
+        let kept = BTreeMap::from([
+            ("retention.ms".to_owned(), ANSWERS_RETENTION_MS.to_string()),
+            ("max.message.bytes".to_owned(), ANSWER_BYTES_MAX.to_string()),
+        ]);
         cluster.create(&journal, 1, replication, &forever).await?;
         cluster.create(&answers, 1, replication, &kept).await?;
         let (kafka_config, decoder, name) = (config.kafka.clone(), codec.clone(), journal.clone());

@@ -41,6 +41,8 @@ pub enum Error {
         "run {name} was begun with other inputs ({what}), so it cannot be gone on with; give another name with --run"
     )]
     Differs { name: String, what: &'static str },
+    #[error("{} is there, and is no run; give another name with --run, or another place with --dir", path.display())]
+    Occupied { path: PathBuf },
     #[error("another process is at work on run {name}")]
     Busy { name: String },
     #[error("{}: {source}", path.display())]
@@ -118,6 +120,7 @@ impl Directory {
         match (path.join(SPEC).is_file(), resumes) {
             (true, false) => Err(Error::Exists { name: name.0.clone(), path }),
             (false, true) => Err(Error::Missing { name: name.0.clone(), path: root.to_owned() }),
+            (false, false) if !is_vacant(&path) => Err(Error::Occupied { path }),
             (true, true) | (false, false) => Ok(()),
         }
     }
@@ -138,7 +141,14 @@ impl Directory {
 
     /// Takes back a run that has shown nothing.
     pub fn remove(self) -> Result<(), Error> {
-        std::fs::remove_dir_all(&self.path).map_err(io(&self.path))
+        for entry in std::fs::read_dir(&self.path).map_err(io(&self.path))? {
+            let path = entry.map_err(io(&self.path))?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if [SPEC, LOCK].contains(&name) || name.starts_with("partition-") {
+                std::fs::remove_file(&path).map_err(io(&path))?;
+            }
+        }
+        std::fs::remove_dir(&self.path).map_err(io(&self.path))
     }
 
     /// Finds the directory of a run.
@@ -268,6 +278,14 @@ impl Rows<'_> {
         let file = file.into_inner().map_err(|e| Error::Io { path: part.clone(), source: e.into_error() })?;
         file.sync_all().map_err(io(&part))?;
         std::fs::rename(&part, &path).map_err(io(&path))
+    }
+}
+
+/// Whether there is no such directory, or nothing in it but a lock.
+fn is_vacant(path: &Path) -> bool {
+    match std::fs::read_dir(path) {
+        Ok(entries) => entries.flatten().all(|entry| entry.file_name() == LOCK),
+        Err(_) => !path.exists(),
     }
 }
 

@@ -115,7 +115,7 @@ struct OnKafka<'a> {
 
 impl Requests for OnKafka<'_> {
     fn at(&mut self, wanted: i64) -> Result<Option<Request>, Error> {
-        let since = Instant::now();
+        let mut since = Instant::now();
         loop {
             if let Some((offset, payload)) = self.next.take_if(|(offset, _)| *offset <= wanted) {
                 if offset < wanted {
@@ -134,6 +134,7 @@ impl Requests for OnKafka<'_> {
             }
             match self.consumer.poll(POLL) {
                 Some(Ok(message)) => {
+                    since = Instant::now();
                     self.next = Some((message.offset(), message.payload().unwrap_or_default().to_vec()));
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => {

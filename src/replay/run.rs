@@ -55,7 +55,7 @@ pub enum Error {
     )]
     ContentCut { partition: i32, begins: i64, wanted: i64, archive: Option<String> },
     #[error(
-        "archive {url} has no content, and --reclassify needs it; replay the topics, or an archive that was written with --content keep"
+        "archive {url} has no content, and --reclassify and --mode live need it; replay the topics, or an archive that was written with --content keep"
     )]
     NoContent { url: String },
     #[error(
@@ -213,8 +213,11 @@ impl<'a> Run<'a> {
     /// The configured archive, if it has a partition from an offset on.
     fn archive_with(&self, topic: Topic, partition: i32, offset: i64) -> Option<String> {
         let place = self.archive.as_ref()?;
-        let range = place.manifest().ok()??.range(topic, partition);
-        range.contains(&offset).then(|| place.url().to_owned())
+        let manifest = place.manifest().ok()??;
+        let is_there = manifest.range(topic, partition).contains(&offset)
+            && manifest.missing(topic, partition, offset..offset + 1).is_empty()
+            && manifest.of(topic, partition).all(|file| file.content.is_none_or(|of| of == archive::Content::Keep));
+        is_there.then(|| place.url().to_owned())
     }
 
     /// That the content of the range is kept, before anything is written.

@@ -347,8 +347,11 @@ async fn decide(arguments: Arguments) -> anyhow::Result<ExitCode> {
         let destination: &dyn Destination = table.as_ref().map_or(&Nowhere as &dyn Destination, |table| table);
         let reports = run.run(&directory, destination);
         run.progress.finish_and_clear();
-        let reports = reports?;
-        if reports.iter().all(|report| report.all.recorded.requests == 0) && !resumes {
+        let begun = name.as_str();
+        let reports = reports.with_context(|| {
+            format!("run {begun} broke off; what is done of it stays, and the same command goes on with --run {begun} --resume")
+        })?;
+        if reports.iter().all(|report| report.all.recorded.requests == 0) {
             directory.remove()?;
             bail!(crate::replay::run::Error::NothingInRange);
         }
@@ -456,7 +459,9 @@ fn verdict(reports: &[Report]) -> ExitCode {
 fn spec(arguments: &Arguments) -> anyhow::Result<Spec> {
     let now = clock::now();
     let (from, until) = (arguments.from.map(|at| at.before(now)), arguments.until.map(|at| at.before(now)));
-    ensure!(from.zip(until).is_none_or(|(from, until)| from < until), "--from must be before --until");
+    // Of a run that is gone on with, the times of its beginning count.
+    let is_range = arguments.resume || from.zip(until).is_none_or(|(from, until)| from < until);
+    ensure!(is_range, "--from must be before --until");
     let mut offsets = BTreeMap::new();
     for Offsets(partition, range) in &arguments.offsets {
         let former = offsets.insert(*partition, range.clone());

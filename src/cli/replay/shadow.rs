@@ -60,7 +60,10 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let reader = Arc::new(Reader { progress: ProgressBar::hidden(), ..reader(config.clone())? });
     let log = reader.clone();
     let prepared = tokio::task::spawn_blocking(move || {
-        let Run { spec, candidates, .. } = Run::prepare(&*log, spec, None, ProgressBar::hidden())?;
+        let run = Run::prepare(&*log, spec, None, ProgressBar::hidden())?;
+        let followed = run.partitions();
+        let Run { mut spec, candidates, .. } = run;
+        spec.journal.retain(|partition, _| followed.contains(partition));
         anyhow::Ok((spec, candidates))
     });
     let (spec, candidates) = prepared.await.context("looking broke off")??;
@@ -70,8 +73,8 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         false => Some(super::open_table(&config.clickhouse, &name, false).await?),
     };
     let codec = Arc::new(Codec::connect(Registry::new(&config.registry, &config.kafka.topic_prefix)?).await?);
-    let caller = Caller::open(&config, codec, &name, Origin::Shadow, arguments.spending.budget, false).await?;
     let (directory, _) = Directory::begin(&arguments.dir, &name, &spec, false, Spec::differs)?;
+    let caller = Caller::open(&config, codec, &name, Origin::Shadow, arguments.spending.budget, false).await?;
     let (sender, wanted) = mpsc::channel::<Wanted>(WAITING_MAX);
     let (counters, ends) = (Arc::new(Counters::default()), Arc::new(AtomicBool::new(false)));
     let followers = follow(&reader, &spec, candidates, &directory, sender, &arguments, &counters, &ends);
@@ -94,15 +97,15 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let (reports, failed) = followed?;
     directory.write_report(&reports)?;
     let page = directory.write_page(&page::page(name.as_str(), &spec, &reports))?;
-    if let Some(error) = failed {
-        return Err(
-            error.context("a partition could not be followed to the end; what the others have shown is written")
-        );
-    }
     if let Some(table) = table {
         let rows = directory.clone();
         let insert = move || rows.partitions()?.into_iter().try_for_each(|partition| table.take(&rows, partition));
         tokio::task::spawn_blocking(insert).await.context("writing rows broke off")??;
+    }
+    if let Some(error) = failed {
+        return Err(
+            error.context("a partition could not be followed to the end; what the others have shown is written")
+        );
     }
     let told = told.context("calling broke off; what was decided is written")?;
     let passed_over = counters.passed_over.load(Ordering::Relaxed);
