@@ -400,7 +400,7 @@ async fn migrations_are_applied_once_and_never_changed_afterwards() {
     // The second one broke off before it was written down.
     let forget = "ALTER TABLE schema_migrations DELETE WHERE number = 2 SETTINGS mutations_sync = 1";
     world.client().query_raw(forget).execute().await.unwrap();
-    assert_eq!(names(&migrations::apply(&world.clickhouse).await.unwrap()), all[1..]);
+    assert_eq!(names(&migrations::apply(&world.clickhouse).await.unwrap()), all[1..2]);
 
     let change = "INSERT INTO schema_migrations (number, name, checksum) VALUES (1, 'usage', 'another')";
     world.client().query_raw(change).execute().await.unwrap();
