@@ -2,7 +2,7 @@
 //!
 //! An archive is a directory, or a bucket of an S3-compatible store. [`Manifest`] says which files there are, what range of
 //! which partition each has, and their checksums; a file counts once it is named there. Files are Avro containers of the
-//! topics' own records ([`container`]), so anything that reads Avro reads them. [`write`] adds what came since the last time,
+//! topics' own records ([`container`]), so anything that reads Avro reads them. [`mod@write`] adds what came since the last time,
 //! [`read`] gives it back to a replay, [`redact`] takes the words out of what was asked.
 
 pub mod container;

@@ -2,7 +2,7 @@
 //!
 //! A candidate has a state of its own, which begins as the recorded one. Each record is decided again at its own time. As
 //! long as a request is called out where it was recorded to be, what the provider did is what is recorded; from where it is
-//! called out elsewhere on, it is estimated ([`super::estimate`]), and ends when the recorded request did. Where the recorded
+//! called out elsewhere on, it is estimated (`estimate.rs`), and ends when the recorded request did. Where the recorded
 //! request was over already, or was refused, it ends as long after its beginning as its deployment takes.
 //!
 //! What came from outside stays as it is recorded: what was asked and when, whether there was room for a call, how the
