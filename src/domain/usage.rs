@@ -41,6 +41,23 @@ impl TokenUsage {
 }
 
 impl Price {
+    /// What an input token costs at the most, in whichever class it falls.
+    pub fn dearest_input(&self) -> PicoUsd {
+        [self.cached_input, self.cache_write].into_iter().flatten().fold(self.input, PicoUsd::max)
+    }
+
+    /// What an output token costs at the most.
+    pub fn dearest_output(&self) -> PicoUsd {
+        self.output.max(self.reasoning.unwrap_or(PicoUsd::ZERO))
+    }
+
+    /// So many tokens at their dearest. `None`: it does not fit an amount.
+    pub fn worst_cost(&self, input_tokens: u64, output_tokens: u64) -> Option<PicoUsd> {
+        let (input, output) = (self.dearest_input(), self.dearest_output());
+        let sum = input.checked_mul(input_tokens)?.checked_add(output.checked_mul(output_tokens)?)?;
+        sum.to_long().map(|_| sum)
+    }
+
     /// Exact cost of `usage`. `None` when input or output is unknown (unknown is never zero) or does not fit.
     pub fn cost(&self, usage: &TokenUsage) -> Option<PicoUsd> {
         let output = usage.output?;

@@ -295,22 +295,8 @@ impl<'a> Worst<'a> {
     /// Of everything at the dearest class that it can fall into. What does not fit an amount is more than any budget.
     fn cost(&self) -> PicoUsd {
         let output = self.output_tokens.checked_mul(self.choices);
-        let cost = output.and_then(|output| {
-            self.input_cost()?
-                .checked_add(self.output_price().checked_mul(output)?)
-                .filter(|sum| sum.to_long().is_some())
-        });
+        let cost = output.and_then(|output| self.price.price().worst_cost(self.input_tokens, output));
         cost.unwrap_or(PicoUsd::new(i128::from(i64::MAX)))
-    }
-
-    fn input_cost(&self) -> Option<PicoUsd> {
-        let price = self.price;
-        let classes = [Some(price.input), price.cached_input, price.cache_write];
-        classes.into_iter().flatten().max()?.checked_mul(self.input_tokens)
-    }
-
-    fn output_price(&self) -> PicoUsd {
-        self.price.output.max(self.price.reasoning.unwrap_or(PicoUsd::ZERO))
     }
 
     /// As it is when it fits, or with a lower cap where the plan wants that.
@@ -323,8 +309,10 @@ impl<'a> Worst<'a> {
         if when_short != WhenShort::LowerOutputCap {
             return Err(unpayable);
         }
-        let per_token = self.output_price().get().saturating_mul(i128::from(self.choices));
-        let for_output = left_amount.get() - self.input_cost().map_or(i128::MAX, PicoUsd::get);
+        let price = self.price.price();
+        let per_token = price.dearest_output().get().saturating_mul(i128::from(self.choices));
+        let for_output =
+            left_amount.get() - price.dearest_input().checked_mul(self.input_tokens).map_or(i128::MAX, PicoUsd::get);
         let affordable = if per_token > 0 { for_output / per_token } else { 0 };
         match u64::try_from(affordable) {
             Ok(tokens) if for_output > 0 && tokens >= OUTPUT_TOKENS_MIN.min(self.output_tokens) => {

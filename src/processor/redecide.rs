@@ -102,7 +102,7 @@ pub fn redecide(state: &State, commit: &Commit, control: &Tables) -> Again {
         Ok(given) => decide_given(state, commit, control, &given, Health::Recorded(&commit.health)),
         Err(why) => return Again::Differs(why.to_owned()),
     };
-    compare(&decision, commit)
+    difference(&decision, commit).map_or(Again::Same, Again::Differs)
 }
 
 /// What a commit was decided on. `state` tells where the first one's answer of a request that was asked again goes.
@@ -348,18 +348,19 @@ fn is_completed(commit: &Commit) -> bool {
     commit.facts.iter().any(completed)
 }
 
-fn compare(decision: &Decision, commit: &Commit) -> Again {
+/// In what a decision differs first from what is recorded. `None`: in nothing.
+pub fn difference(decision: &Decision, commit: &Commit) -> Option<String> {
     let at = |facts: &[Fact], index: usize| facts.get(index).map_or("nothing".to_owned(), |fact| format!("{fact:?}"));
     let most = decision.facts.len().max(commit.facts.len());
     if let Some(index) = (0..most).find(|index| decision.facts.get(*index) != commit.facts.get(*index)) {
         let (now, then) = (at(&decision.facts, index), at(&commit.facts, index));
-        return Again::Differs(format!("fact {index} is decided as {now}; recorded is {then}"));
+        return Some(format!("fact {index} is decided as {now}; recorded is {then}"));
     }
     if decision.health != commit.health {
-        return Again::Differs(format!("it goes by {:?}; recorded is {:?}", decision.health, commit.health));
+        return Some(format!("it goes by {:?}; recorded is {:?}", decision.health, commit.health));
     }
     if decision.request != commit.request || decision.organization != commit.organization {
-        return Again::Differs(format!("its context is {:?}; recorded is {:?}", decision.request, commit.request));
+        return Some(format!("its context is {:?}; recorded is {:?}", decision.request, commit.request));
     }
-    Again::Same
+    None
 }

@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::control::Tables;
-use crate::domain::usage::Price;
 use crate::domain::{PicoUsd, RequestKey, Timestamp};
 use crate::processor::inference::estimated_input;
 use crate::processor::key_of;
@@ -80,21 +79,16 @@ pub fn worst(
     let most = model.value.max_output_tokens.min(model.value.context_window);
     let output_tokens = features.output_cap.unwrap_or(most).min(most);
     let output = output_tokens.checked_mul(u64::from(features.choices.max(1)))?;
-    let price_of = |tables: &Tables| {
+    let cost = |tables: &Tables| {
         let (_, model) = tables.model(&called.model)?;
-        model.value.deployment(&called.deployment)?.price_at(at, Some(input_tokens)).map(|entry| entry.price())
+        let price = model.value.deployment(&called.deployment)?.price_at(at, Some(input_tokens))?.price();
+        Some(price.worst_cost(input_tokens, output))
     };
-    let cost = |price: Price| {
-        let dearest = [Some(price.input), price.cached_input, price.cache_write].into_iter().flatten().max()?;
-        let output_price = price.output.max(price.reasoning.unwrap_or(PicoUsd::ZERO));
-        dearest.checked_mul(input_tokens)?.checked_add(output_price.checked_mul(output)?)
+    let tried = cost(tried)??;
+    let amount = match cost(recorded) {
+        Some(recorded) => recorded?.max(tried),
+        None => tried,
     };
-    let amount = cost(price_of(tried)?)?;
-    let amount = match price_of(recorded) {
-        Some(paid) => cost(paid)?.max(amount),
-        None => amount,
-    };
-    amount.to_long()?;
     Some(Worst { amount, input_tokens, output_tokens })
 }
 
@@ -105,4 +99,132 @@ pub struct Worst {
     pub input_tokens: u64,
     /// Of each choice.
     pub output_tokens: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::domain::TokenUsage;
+    use crate::processor::tests::tables;
+    use crate::records::control::{ControlRecord, Entity, EntityKind, Stamp};
+    use crate::records::journal::{AttemptEnded, AttemptStarted, Commit, InputKind, RequestContext, Reservation};
+    use crate::records::{Outcome, UsageSource};
+
+    fn commit(id: &str, fact: Fact) -> Entry {
+        let context = RequestContext::of_request(id.parse().unwrap(), Timestamp::default());
+        Entry::Commit(Commit {
+            tenure: 0,
+            sequence: 0,
+            input: InputKind::Record,
+            source_offset: None,
+            at: Timestamp::default(),
+            control_offset: 0,
+            organization: Some("acme".parse().unwrap()),
+            request: Some(Arc::new(RequestContext { arm: Some("c".into()), ..context })),
+            facts: vec![fact],
+            health: Vec::new(),
+        })
+    }
+
+    fn started(id: &str, amount: i128) -> Entry {
+        let reservation = Reservation {
+            amount_pico_usd: PicoUsd::new(amount),
+            input_tokens: 1,
+            output_tokens: 1,
+            output_cap: None,
+            accounts: Vec::new(),
+        };
+        commit(
+            id,
+            Fact::AttemptStarted(AttemptStarted {
+                attempt: 1,
+                model: "two".parse().unwrap(),
+                deployment: "two-a".parse().unwrap(),
+                provider: "p".into(),
+                price_version: 0,
+                reservation: Some(reservation),
+                limits: None,
+                delay_ms: 0,
+            }),
+        )
+    }
+
+    fn ended(id: &str, cost: Option<i128>) -> Entry {
+        let posting = AttemptEnded {
+            attempt: 1,
+            model: "two".parse().unwrap(),
+            deployment: "two-a".parse().unwrap(),
+            provider: "p".into(),
+            tier: 2,
+            simulated: false,
+            outcome: Outcome::Completed,
+            error_code: None,
+            upstream_status: None,
+            finish_reason: None,
+            content_frames: 0,
+            time_to_first_token_ms: None,
+            duration_ms: None,
+            usage: TokenUsage::default(),
+            usage_source: UsageSource::Reported,
+            price_version: 0,
+            price_simulated: false,
+            cost_pico_usd: cost.map(PicoUsd::new),
+            booking: None,
+            retry_after_ms: None,
+            shortfall: None,
+        };
+        commit(id, Fact::AttemptEnded(Box::new(posting)))
+    }
+
+    #[test]
+    fn what_is_set_aside_counts_until_it_is_posted_and_what_is_not_known_counts_in_full() {
+        let key = |id: &str| (key_of(&"acme".parse().unwrap(), &id.parse().unwrap()), "c".to_owned());
+        let mut account = Account::default();
+        let steps = [
+            (started("a", 100), 100, 0),
+            (started("b", 50), 150, 0),
+            (ended("a", Some(30)), 80, 30),
+            (ended("b", None), 80, 80),
+            // Broken off: nobody knows what became of it, so it counts for as long as the run lasts.
+            (started("c", 7), 87, 80),
+        ];
+        for (number, (entry, spent, posted)) in steps.iter().enumerate() {
+            account.take(entry);
+            assert_eq!((account.spent(), account.posted()), (PicoUsd::new(*spent), PicoUsd::new(*posted)), "{number}");
+        }
+        assert!(account.has_made(&key("a")) && account.has_made(&key("c")) && !account.has_made(&key("d")));
+        assert_eq!(account.calls(), 3);
+    }
+
+    #[test]
+    fn the_worst_case_is_by_the_dearer_prices_and_what_the_tried_model_may_put_out() {
+        let recorded = tables();
+        let tried = |input: i128, output: i128, most: u64| {
+            let Some(Entity::Model(mut model)) = recorded.entity(EntityKind::Model, "two") else { panic!("no model") };
+            for price in &mut model.deployments[0].prices {
+                (price.input, price.output) = (PicoUsd::new(input), PicoUsd::new(output));
+            }
+            (model.max_output_tokens, model.context_window) = (most, 1_000_000);
+            let mut tables = recorded.clone();
+            let version = tables.version_of(EntityKind::Model, "two");
+            let stamp = Stamp { change_id: String::new(), actor: String::new(), at: Timestamp::default() };
+            tables.apply(99, &ControlRecord::put("two", Entity::Model(model), version, stamp)).unwrap();
+            tables
+        };
+        let called = Candidate { model: "two".parse().unwrap(), deployment: "two-a".parse().unwrap(), tier: 2 };
+        let features = Features { input_tokens: Some(10), choices: 2, ..Features::default() };
+        let amount = |tables: &Tables, features: &Features| {
+            let worst = worst(tables, &recorded, &called, features, Timestamp::default()).unwrap();
+            (worst.amount.get() - 1_000 * i128::from(worst.input_tokens), worst.output_tokens)
+        };
+        // Recorded are 1,000 for input and 2,000 for output; a price that is tried is not what the provider takes.
+        assert_eq!(amount(&tried(1, 1, 500), &features), (2_000 * 500 * 2, 500));
+        assert_eq!(amount(&tried(1_000, 3_000, 500), &features), (3_000 * 500 * 2, 500));
+        let capped = Features { output_cap: Some(40), ..features };
+        assert_eq!(amount(&tried(1, 1, 500), &capped), (2_000 * 40 * 2, 40));
+        let nobody = Candidate { deployment: "two-z".parse().unwrap(), ..called.clone() };
+        assert_eq!(worst(&recorded, &recorded, &nobody, &features, Timestamp::default()), None);
+    }
 }

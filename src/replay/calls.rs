@@ -21,6 +21,7 @@ use crate::config::{self, Config, Endpoint, Providers};
 use crate::control::Tables;
 use crate::domain::{OrganizationId, PicoUsd, RequestId, Timestamp, TokenUsage};
 use crate::processor::key_of;
+use crate::processor::router::draw::Draw;
 use crate::provider::{Answer, Call, CapName, Failure, FailureClass, Transport, Upstream};
 use crate::records::control::Deployment;
 use crate::records::journal::{
@@ -456,9 +457,9 @@ pub fn sample(
             let is_wanted =
                 row.candidate.deployment.is_some() && row.source_offset.is_some() && (!only_changed || row.estimated);
             if is_wanted {
-                let hash = crate::simulate::text::hash(0, row.request_id.as_str());
+                let place = Draw::of(row.request_id.as_str(), "sample").number();
                 let (organization, request) = (row.organization.to_string(), row.request_id.to_string());
-                chosen.insert((hash, organization, request, row.candidate_name.to_string()), row);
+                chosen.insert((place, organization, request, row.candidate_name.to_string()), row);
                 if chosen.len() > count {
                     chosen.pop_last();
                 }
@@ -471,7 +472,7 @@ pub fn sample(
 
 /// Whether a request is among so many thousandths, by a hash of its id.
 pub fn is_in_share(request_id: &RequestId, permille: u64) -> bool {
-    crate::simulate::text::hash(1, request_id.as_str()) % 1_000 < permille
+    Draw::of(request_id.as_str(), "share").number() % 1_000 < permille
 }
 
 /// Bodies of rows, read again from where they stood.
@@ -491,4 +492,33 @@ pub fn bodies(log: &dyn super::log::Log, rows: &[super::row::Row]) -> Result<BTr
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_of_the_requests_and_a_larger_one_has_the_smaller_one_in_it() {
+        let ids: Vec<RequestId> = (0..10_000).map(|n| format!("req-{n}").parse().unwrap()).collect();
+        let of = |permille| ids.iter().filter(|id| is_in_share(id, permille)).count();
+        assert_eq!((of(0), of(1_000)), (0, ids.len()));
+        assert!((850..1_150).contains(&of(100)), "{}", of(100));
+        assert!(ids.iter().all(|id| !is_in_share(id, 50) || is_in_share(id, 100)));
+    }
+
+    #[test]
+    fn a_body_is_asked_for_whole_and_is_else_as_it_was() {
+        let table = [
+            (
+                r#"{"model":"a","stream":true,"stream_options":{"include_usage":true},"n":2}"#,
+                r#"{"model":"a","stream":false,"n":2}"#,
+            ),
+            (r#"{"model":"a","z":[1.50]}"#, r#"{"model":"a","z":[1.5]}"#),
+            ("no json", "no json"),
+        ];
+        for (body, wanted) in table {
+            assert_eq!(whole(&Bytes::from_static(body.as_bytes())), wanted.as_bytes(), "{body}");
+        }
+    }
 }

@@ -126,3 +126,77 @@ fn known(tables: &Tables, kind: EntityKind) -> String {
         _ => told,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Timestamp;
+    use crate::records::control::{ControlRecord, Stamp};
+    use crate::topology::{Files, Seeds};
+
+    const POLICY: &str = include_str!("../../topology/seed/policies/auto.toml");
+    const PLANS: &str = include_str!("../../topology/seed/plans.toml");
+
+    /// Control as the seeds make it, and where it ends.
+    fn rules() -> (Rules, i64) {
+        let stamp = || Stamp { change_id: String::new(), actor: String::new(), at: Timestamp::default() };
+        let seeds = Seeds::parse(&Files::embedded(), &mut Vec::new());
+        let records: Vec<(i64, ControlRecord)> = (0..)
+            .zip(seeds.entities())
+            .map(|(at, (id, entity))| (at, ControlRecord::put(id, entity, -1, stamp())))
+            .collect();
+        let end = records.len() as i64;
+        (Rules::new(records.into()), end)
+    }
+
+    fn asked(name: &str, text: &str) -> Asked {
+        let documents = vec![Document { file: format!("{name}.toml"), text: text.to_owned() }];
+        Asked { name: name.to_owned(), documents, reclassifies: false }
+    }
+
+    #[test]
+    fn what_a_file_has_takes_the_place_of_what_control_had_at_its_version() {
+        let (rules, end) = rules();
+        let policy = POLICY.replace("vip_tier = 4", "vip_tier = 3");
+        let plans = PLANS.replace("requests_per_minute = 20", "requests_per_minute = 7");
+        let found = candidates(&[asked("vips", &policy), asked("plans", &plans)], &rules, end).unwrap();
+        let mut recorded = rules.clone();
+        let recorded = recorded.at(end - 1);
+        let tables = |candidate: &Candidate| rules.overridden(candidate.overrides.clone()).at(end - 1).clone();
+        let (vips, slower) = (tables(&found[0]), tables(&found[1]));
+        let policy_of = |tables: &Tables| tables.policy("auto").map(|(_, policy)| policy.clone()).unwrap();
+        assert_eq!((policy_of(&vips).value.vip_tier, policy_of(recorded).value.vip_tier), (Some(3), Some(4)));
+        assert_eq!(policy_of(&vips).version, policy_of(recorded).version);
+        assert_eq!(policy_of(&slower).value, policy_of(recorded).value);
+        let plan_of = |tables: &Tables| match tables.entity(EntityKind::Plan, "free") {
+            Some(Entity::Plan(plan)) => plan.limits.requests_per_minute,
+            _ => None,
+        };
+        assert_eq!((plan_of(&slower), plan_of(recorded), plan_of(&vips)), (Some(7), Some(20), Some(20)));
+        assert!(found.iter().all(|candidate| !candidate.is_recorded()));
+        let none = Asked { name: "recorded".into(), documents: Vec::new(), reclassifies: false };
+        assert!(candidates(&[none], &rules, end).unwrap()[0].is_recorded());
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_the_file_and_what_there_is() {
+        let (rules, end) = rules();
+        let table = [
+            (vec![asked("a", "name = ")], "a.toml: "),
+            (vec![asked("a", "")], "a.toml has nothing that could be tried"),
+            (vec![asked("a", "[[keys]]\nid = \"k\"")], "keys have secrets and stand in no file"),
+            (
+                vec![asked("a", &POLICY.replace("\"auto\"", "\"nobody\""))],
+                "control has no policy nobody, so nothing was decided by it; it has auto",
+            ),
+            (vec![asked("a", &POLICY.replace("claude-haiku-4-5", "claude-nobody"))], "candidate a: policy auto"),
+            (vec![asked("a", &PLANS.replace("name = \"free\"", "name = \"nothing\""))], "it has enterprise, free, pro"),
+            (vec![asked("a", POLICY), asked("a", PLANS)], "there are two candidates a"),
+            ((0..9).map(|n| asked(&n.to_string(), POLICY)).collect(), "there are 9 candidates; the most is 8"),
+        ];
+        for (asked, wanted) in table {
+            let error = candidates(&asked, &rules, end).unwrap_err().to_string();
+            assert!(error.contains(wanted), "{wanted:?} is not in {error:?}");
+        }
+    }
+}

@@ -85,6 +85,12 @@ struct Following {
     parted: bool,
 }
 
+/// A commit that was decided again, and whether its facts are those that are recorded.
+struct Again {
+    decision: Decision,
+    is_identical: bool,
+}
+
 /// The course that a partition takes under a candidate's rules.
 #[derive(Debug)]
 pub struct Course {
@@ -242,13 +248,13 @@ impl Course {
 
     /// Decides a commit as the recorded side did, of which nothing has to be followed.
     fn same(&mut self, at: At<'_>, control: &Tables) {
-        if let Some(decision) = self.again(at, None, control) {
-            self.fold(decision, at.commit);
+        if let Some(again) = self.again(at, None, control) {
+            self.fold(again, at.commit);
         }
     }
 
     /// Decides a commit again. `None`: that cannot be done; then it counts as it is.
-    fn again(&mut self, at: At<'_>, looked_at: Option<&RequestRouted>, control: &Tables) -> Option<Decision> {
+    fn again(&mut self, at: At<'_>, looked_at: Option<&RequestRouted>, control: &Tables) -> Option<Again> {
         let commit = at.commit;
         let mut given = match given(&self.state, commit) {
             Ok(given) => given,
@@ -272,11 +278,10 @@ impl Course {
         let decision = decide_given(&self.state, commit, control, &given, Health::Recorded(&known));
         let is_identical = decision.facts == commit.facts && decision.request == commit.request;
         self.counts.identical += u64::from(is_identical && at.in_range);
-        if self.is_recorded && !is_identical {
-            let now = difference(&decision, commit);
-            self.unlike(at.offset, now);
+        if let Some(what) = self.is_recorded.then(|| redecide::difference(&decision, commit)).flatten() {
+            self.unlike(at.offset, what);
         }
-        Some(decision)
+        Some(Again { decision, is_identical })
     }
 
     /// What of a recorded answer would have been otherwise: its cap, and whether it is asked again for being cut off.
@@ -301,8 +306,9 @@ impl Course {
         }
     }
 
-    fn fold(&mut self, mut decision: Decision, commit: &Commit) {
-        if decision.facts == commit.facts && decision.request == commit.request {
+    fn fold(&mut self, again: Again, commit: &Commit) {
+        let Again { mut decision, is_identical } = again;
+        if is_identical {
             return evolve(&mut self.state, commit);
         }
         let of = Commit {
@@ -324,9 +330,9 @@ impl Course {
         let commit = at.commit;
         let is_cancel = matches!(commit.facts.first(), Some(Fact::CancelRequested(_)));
         if is_cancel {
-            if let Some(decision) = self.again(at, None, control) {
-                let aborts = decision.commands.iter().any(|command| matches!(command, Command::Abort(_)));
-                self.fold(decision, commit);
+            if let Some(again) = self.again(at, None, control) {
+                let aborts = again.decision.commands.iter().any(|command| matches!(command, Command::Abort(_)));
+                self.fold(again, commit);
                 let is_alone = self.following.get(&key).is_some_and(|f| f.ours == Ours::Apart && !f.is_recorded_open);
                 if aborts && is_alone {
                     self.end_supposed(&key, commit.at, None, &AttemptEnd::Cancelled, control);
@@ -342,7 +348,8 @@ impl Course {
             self.end_if_over(&key, commit.at);
         }
         let routed = routed_of(&commit.facts);
-        let Some(decision) = self.again(at, routed.map(|routed| &**routed), control) else { return };
+        let Some(again) = self.again(at, routed.map(|routed| &**routed), control) else { return };
+        let decision = &again.decision;
         if let [Fact::RecordSkipped(_)] = &commit.facts[..] {
             // A repeat stays one: whatever became of the first one here, nobody asked twice.
             self.counts.repeats += u64::from(at.in_range);
@@ -378,10 +385,10 @@ impl Course {
         };
         following.parted = recorded.is_some() && following.ours != Ours::InStep;
         let is_alone = recorded.is_none() && ours.is_some();
-        if let (Some(begun), Some(called), true) = (&mut self.begun, begun_by(&self.name, &decision), at.in_range) {
+        if let (Some(begun), Some(called), true) = (&mut self.begun, begun_by(&self.name, decision), at.in_range) {
             begun.push(called);
         }
-        self.fold(decision, commit);
+        self.fold(again, commit);
         if let Some(mut row) = self.following.insert(key.clone(), following).and_then(|former| former.row) {
             row.compare();
             self.done.push(*row);
@@ -400,7 +407,7 @@ impl Course {
         }
         let Some(following) = self.following.get_mut(key) else { return self.same(at, control) };
         let (ours, looked_at) = (following.ours, following.looked_at.clone());
-        let settles = commit.facts.iter().any(|fact| matches!(fact, Fact::RequestSettled(_)));
+        let settles = is_settled(&commit.facts);
         let posting = postings(&commit.facts).next();
         if let Some(row) = &mut following.row {
             row.recorded.take(&commit.facts);
@@ -411,16 +418,17 @@ impl Course {
         following.is_recorded_open &= !settles;
         match ours {
             Ours::InStep => {
-                let Some(decision) = self.again(at, looked_at.as_deref(), control) else { return };
+                let Some(again) = self.again(at, looked_at.as_deref(), control) else { return };
+                let decision = &again.decision;
                 let recorded = started_of(&commit.facts);
                 let is_same =
                     recorded.zip(started_of(&decision.facts)).is_some_and(|(theirs, ours)| is_same_call(theirs, ours));
                 let ended = is_settled(&decision.facts);
-                let differs = decision.facts.is_empty();
+                let is_empty = decision.facts.is_empty();
                 self.took(key, &decision.facts, posting);
-                self.fold(decision, commit);
+                self.fold(again, commit);
                 let Some(following) = self.following.get_mut(key) else { return };
-                if posting.is_none() || differs {
+                if posting.is_none() || is_empty {
                     // Progress, or nothing at all.
                 } else if ended {
                     following.ours = Ours::Over;
@@ -446,7 +454,8 @@ impl Course {
         if self.parted.contains_key(key) || self.following.get(key).is_some_and(|f| f.parted) {
             return self.state.forget_orphan(journal_offset);
         }
-        let Some(decision) = self.again(at, None, control) else { return };
+        let Some(again) = self.again(at, None, control) else { return };
+        let decision = &again.decision;
         if let Some(row) = self.following.get_mut(key).and_then(|following| following.row.as_mut()) {
             row.candidate.take(&decision.facts);
             for fact in &decision.facts {
@@ -456,7 +465,7 @@ impl Course {
                 }
             }
         }
-        self.fold(decision, at.commit);
+        self.fold(again, at.commit);
     }
 
     /// An event of a request whose own call here is another one.
@@ -738,16 +747,4 @@ fn postings(facts: &[Fact]) -> impl Iterator<Item = &AttemptEnded> {
         Fact::AttemptEnded(posting) => Some(&**posting),
         _ => None,
     })
-}
-
-/// What is decided now, and what was then, as far as they differ first.
-fn difference(decision: &Decision, commit: &Commit) -> String {
-    let at = |facts: &[Fact], index: usize| facts.get(index).map_or("nothing".to_owned(), |fact| format!("{fact:?}"));
-    let most = decision.facts.len().max(commit.facts.len());
-    match (0..most).find(|index| decision.facts.get(*index) != commit.facts.get(*index)) {
-        Some(index) => {
-            format!("now {}; recorded is {}", at(&decision.facts, index), at(&commit.facts, index))
-        }
-        None => format!("now its context is {:?}; recorded is {:?}", decision.request, commit.request),
-    }
 }

@@ -165,7 +165,6 @@ impl Partition {
         let Entry::Commit(commit) = entry else { return ControlFlow::Continue(()) };
         let in_span = self.span.has(self.number, offset, commit.at);
         let in_range = in_span && self.filter.has_commit(commit);
-        let mut waits = false;
         for (number, under) in self.candidates.iter_mut().enumerate() {
             let Some(course) = &mut under.course else { continue };
             match counts {
@@ -178,9 +177,12 @@ impl Partition {
                 false => course.pass(offset, entry),
             }
             course.take_rows().for_each(|row| give(number, row));
-            waits |= course.is_waiting();
         }
-        if waits || !self.span.is_past(offset, commit.at) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        let is_waiting = |under: &Under| under.course.as_ref().is_some_and(Course::is_waiting);
+        match self.span.is_past(offset, commit.at) && !self.candidates.iter().any(is_waiting) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
     }
 
     fn begin(&mut self) {

@@ -84,7 +84,7 @@ fn hint(archive: Option<&str>) -> String {
 }
 
 /// What is replayed. It is fixed when a run begins, so that going on with it later means the same.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Spec {
     pub version: String,
     /// `None`: from the topics.

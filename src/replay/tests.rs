@@ -16,7 +16,7 @@ use crate::processor::histories::journal;
 use crate::processor::{State, fold, key_of};
 use crate::records::Outcome;
 use crate::records::control::{ControlRecord, Entity, EntityKind, Stamp, WhenShort};
-use crate::records::journal::{Account, Commit, Entry, Fact, Tenancy};
+use crate::records::journal::{Account, Commit, Entry, Fact, Features, Tenancy};
 
 const HISTORIES: u64 = 1_500;
 
@@ -257,4 +257,92 @@ fn latencies_keep_two_digits() {
     assert_eq!(latency.count(), 5);
     let told: Vec<Option<u64>> = [1, 20, 40, 60, 80, 100].map(|p| latency.percentile(p)).into();
     assert_eq!(told, [Some(7), Some(7), Some(99), Some(100), Some(1_900), Some(120_000)]);
+}
+
+#[test]
+fn a_filter_leaves_out_rows_and_decides_all_the_same() {
+    let (mut told, mut left_out) = (0, 0);
+    for seed in 1..=100 {
+        let (entries, tables) = journal(seed);
+        let rules = Rules::fixed(other(&tables));
+        let rows = |filter: Filter| {
+            let candidate = Candidate { name: "c".into(), reclassifies: true, ..Candidate::recorded() };
+            let mut rows = Vec::new();
+            let mut partition = Partition::new(0, Span::default(), Arc::new(filter), &rules, &[candidate]);
+            for (offset, entry) in (0..).zip(&entries) {
+                _ = partition.take(offset, entry, None, |_, row| rows.push(row));
+            }
+            partition.finish(|_, row| rows.push(row));
+            rows
+        };
+        let all = rows(Filter::default());
+        let filters: [(Filter, fn(&Row) -> bool); 4] = [
+            (Filter { organizations: ["acme".parse().unwrap()].into(), ..Filter::default() }, |row| {
+                row.organization.as_str() == "acme"
+            }),
+            (Filter { requested_models: ["auto".parse().unwrap()].into(), ..Filter::default() }, |row| {
+                row.requested_model.as_ref().is_some_and(|model| model.as_str() == "auto")
+            }),
+            (Filter { policies: ["auto".parse().unwrap()].into(), ..Filter::default() }, |row| row.policy.is_some()),
+            (Filter { user_tiers: ["vip".into()].into(), ..Filter::default() }, |row| row.user_tier.is_some()),
+        ];
+        for (filter, is_told) in filters {
+            let wanted: Vec<Row> = all.iter().filter(|row| is_told(row)).cloned().collect();
+            left_out += all.len() - wanted.len();
+            told += wanted.len();
+            assert_eq!(rows(filter), wanted, "seed {seed}");
+        }
+    }
+    assert!(told > 500 && left_out > 500, "{told} told, {left_out} left out");
+}
+
+#[test]
+fn content_that_is_read_again_counts_for_whoever_asks_for_it_and_no_one_else() {
+    let (mut changed, mut lost) = (0, 0);
+    for seed in 1..=100 {
+        let (entries, tables) = journal(seed);
+        let candidates =
+            [Candidate { name: "again".into(), reclassifies: true, ..Candidate::recorded() }, Candidate::recorded()];
+        let rules = Rules::fixed(tables);
+        let mut partition = Partition::new(0, Span::default(), Arc::default(), &rules, &candidates);
+        // As if the texts were so long that no model took them.
+        let long = Features { input_tokens: Some(u64::from(u32::MAX)), ..Features::default() };
+        let mut rows = [Vec::new(), Vec::new()];
+        for (offset, entry) in (0..).zip(&entries) {
+            let features = partition.wants_content(entry, offset).then_some(&long).filter(|_| offset % 3 > 0);
+            _ = partition.take(offset, entry, features, |candidate, row| rows[candidate].push(row));
+        }
+        let counts = partition.finish(|candidate, row| rows[candidate].push(row));
+        changed += rows[0].iter().filter(|row| row.changes.contains(&Change::Refused)).count();
+        lost += counts[0].without_content;
+        assert!(rows[1].iter().all(|row| row.changes.is_empty()), "seed {seed}");
+        assert_eq!((counts[1].without_content, &counts[1].unlike[..]), (0, &[][..]), "seed {seed}");
+    }
+    assert!(changed > 50 && lost > 50, "{changed} refused, {lost} without their content");
+}
+
+#[test]
+fn a_page_has_the_figures_and_needs_nothing_else() {
+    let mut report = Report::of("<b>cheap</b>");
+    for seed in 1..=20 {
+        let (entries, tables) = journal(seed);
+        course(&entries, &other(&tables), false).2.iter().for_each(|row| report.add(row));
+    }
+    let spec = crate::replay::run::Spec { last: Some(7), ..Default::default() };
+    let page = super::page::page("a-run", &spec, std::slice::from_ref(&report));
+    let figures = [
+        "<h1>Replay a-run</h1>".to_owned(),
+        "the last 7 requests".to_owned(),
+        "&lt;b&gt;cheap&lt;/b&gt;".to_owned(),
+        format!("{} requests, {} of them would differ", report.all.recorded.requests, report.differing),
+        crate::explain::tell::usd(report.all.candidate.cost_pico_usd.0),
+        "acme".to_owned(),
+    ];
+    for figure in figures {
+        assert!(page.contains(&figure), "{figure} is not in {page}");
+    }
+    for foreign in ["<b>cheap", "http://", "https://", "<script", "src=", "href="] {
+        assert!(!page.contains(foreign), "{foreign} is in {page}");
+    }
+    assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
 }

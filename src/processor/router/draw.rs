@@ -13,7 +13,7 @@ impl Draw {
         Self([text.as_bytes(), &[0], salt.as_bytes()].concat().into_iter().fold(0xcbf2_9ce4_8422_2325, hash))
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -24,7 +24,7 @@ impl Draw {
     /// The n-th number from here.
     pub fn nth(mut self, n: u32) -> u64 {
         self.0 = self.0.wrapping_add(u64::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        self.next()
+        self.number()
     }
 
     /// All of them, each place drawn by the weights of those that are left; those without weight come last, as they stand.
@@ -36,7 +36,7 @@ impl Draw {
                 ordered.extend(left.into_iter().map(|(item, _)| item));
                 return ordered;
             }
-            let mut at = self.next() % total;
+            let mut at = self.number() % total;
             let found = left.iter().position(|(_, weight)| {
                 let is_here = at < *weight;
                 at = at.saturating_sub(*weight);

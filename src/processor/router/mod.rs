@@ -7,7 +7,7 @@
 //! force, is no candidate. Health decides later, when an attempt is made, but for the order of a model's deployments.
 
 mod candidates;
-pub(super) mod draw;
+pub mod draw;
 pub mod tier;
 pub mod window;
 
