@@ -7,19 +7,20 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
+use futures_util::StreamExt as _;
+use futures_util::stream::iter;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{Message as _, Offset, TopicPartitionList};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::net::TcpListener;
 use tollstream::demo::{Day, Question, TENANTS};
+use tollstream::domain::PicoUsd;
+use tollstream::records::Topic;
 use tollstream::records::control::Organization;
 use tollstream::records::requests::Chat;
-use tollstream::records::{Origin, Topic};
 use tollstream::replay::directory::Directory;
 use tollstream::replay::row::Row;
 use tollstream::runtime::kafka;
@@ -27,8 +28,9 @@ use tollstream::simulate::{Behavior, Options, Server};
 
 use super::suite;
 use super::world::World;
-use crate::stack::fixture::{Engines, PATIENCE};
+use crate::stack::fixture::{Engines, PATIENCE, eventually, rows_at};
 use crate::stack::process::{Launch, Process};
+use crate::stack::stream;
 
 const POLICY: &str = include_str!("../../topology/seed/policies/auto.toml");
 /// Requests of the day, and how many are under way at once.
@@ -48,28 +50,14 @@ async fn failing() -> Server {
 }
 
 fn chat(id: String, question: Question) -> Chat {
+    let team = question.body["metadata"]["team"].as_str().expect("a team").to_owned();
     Chat {
-        request_id: id.parse().expect("an id"),
         organization: question.tenant.parse().expect("an id"),
-        lane: 0,
-        key_id: None,
-        user: None,
         user_tier: question.user_tier.map(str::to_owned),
-        tags: BTreeMap::from([(
-            "team".to_owned(),
-            question.body["metadata"]["team"].as_str().expect("a team").to_owned(),
-        )]),
+        tags: BTreeMap::from([("team".to_owned(), team)]),
         conversation_id: Some(question.conversation.parse().expect("an id")),
-        model: None,
-        timeout_ms: None,
         reply_partition: Some(0),
-        reply_nonce: None,
-        origin: Origin::Live,
-        traceparent: None,
-        content_type: "application/json".to_owned(),
-        encryption_key_id: None,
-        content_ref: None,
-        body: Bytes::from(question.body.to_string()),
+        ..stream::chat(&id, &question.body.to_string())
     }
 }
 
@@ -80,7 +68,7 @@ async fn ask(world: &World, questions: &mut impl Iterator<Item = Question>, from
     while asked < from + count {
         let next: Vec<String> = (asked..(asked + AT_ONCE).min(from + count)).map(|n| format!("day-{n}")).collect();
         let chats: Vec<Chat> = next.iter().map(|id| chat(id.clone(), questions.next().expect("a question"))).collect();
-        stream::iter(chats).for_each_concurrent(PRODUCED_AT_ONCE, |chat| world.ask_as(chat)).await;
+        iter(chats).for_each_concurrent(PRODUCED_AT_ONCE, |chat| world.ask_as(chat)).await;
         asked += next.len();
         journal.until("all are over", |read| next.iter().all(|id| read.is_over(id)).then_some(()));
     }
@@ -113,6 +101,15 @@ impl Tool {
     /// The exit code, and what it prints as JSON.
     fn json(&self, arguments: &[&str]) -> (Option<i32>, Value) {
         let output = self.output(&[arguments, &["--json"]].concat());
+        let value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+        (output.status.code(), value)
+    }
+
+    /// Of a command that looks at what was written, and needs no engines.
+    fn written(&self, arguments: &[&str]) -> (Option<i32>, Value) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tollstream"));
+        let output = command.args(arguments).arg("--json").current_dir(self.folder.path()).output();
+        let output = output.expect("tollstream runs");
         let value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
         (output.status.code(), value)
     }
@@ -287,6 +284,19 @@ async fn a_day_with_crashes_and_changed_rules_is_replayed_without_a_difference_a
         assert!(concerned.len() > 50, "{} VIPs", concerned.len());
         assert_eq!(differing, concerned, "it differs exactly where the rule applies");
 
+        // What is told of it elsewhere: one request, the tables again, and ClickHouse, beside what happened.
+        let one = differing.first().expect("a request");
+        let (code, told) = tool.written(&["replay", "diff", one, "--run", "vips"]);
+        let [vips_row, as_recorded] = &told["requests"].as_array().expect("requests")[..] else { panic!("{told:#}") };
+        assert_eq!((code, &vips_row["candidate_name"], &as_recorded["changes"]), (Some(0), &"vips".into(), &json!([])));
+        assert_eq!((&vips_row["recorded"]["tier"], &vips_row["candidate"]["tier"]), (&4.into(), &3.into()), "{told:#}");
+        assert_eq!(tool.written(&["replay", "diff", "nobodys", "--run", "vips"]).0, Some(1));
+        let again = tool.written(&["replay", "report", "vips"]);
+        assert_eq!(again, (Some(0), report));
+        let page = std::fs::read_to_string(tool.folder.path().join("replays/vips/report.html")).expect("a page");
+        assert!(page.contains("<h2>vips</h2>") && page.contains("</html>"), "{page}");
+        assert_joined(&world, &rows).await;
+
         // Broken off after a partition, and gone on with.
         let killed = tool
             .command(&[&rule[..], &["--run", "broken"]].concat())
@@ -326,7 +336,11 @@ async fn a_day_with_crashes_and_changed_rules_is_replayed_without_a_difference_a
 
         // Read again, the words are what they were.
         let (code, report) = tool.json(&["replay", "--reclassify", "--last", "2000", "--run", "again"]);
-        assert_eq!((code, &all(&report, "reclassified")["differing"]), (Some(0), &0.into()));
+        let reclassified = all(&report, "reclassified");
+        assert_eq!(
+            (code, &reclassified["differing"], &reclassified["counts"]["without_content"]),
+            (Some(0), &0.into(), &0.into())
+        );
         assert_eq!(all(&report, "reclassified")["all"]["recorded"]["requests"], 2_000);
 
         assert_eq!(digest(&world, &ends_before), before, "the live topics are as they were");
@@ -351,6 +365,33 @@ async fn a_day_with_crashes_and_changed_rules_is_replayed_without_a_difference_a
         second.stop().await;
     };
     suite::case("a day replayed", run).await;
+}
+
+/// The rows are in ClickHouse as they are in the run's files, each once, and join to what happened.
+async fn assert_joined(world: &World, rows: &[Row]) {
+    let database = &world.config.clickhouse.database;
+    let query = format!(
+        "SELECT count() AS decisions, countIf(notEmpty(d.changes)) AS differing, countIf(r.request_id != '') AS joined, \
+         countIf(d.recorded_cost_usd IS DISTINCT FROM r.cost_usd) AS otherwise, toString(sum(d.candidate_cost_usd)) AS cost \
+         FROM {database}.replay_decisions_exact AS d \
+         LEFT JOIN {database}.requests AS r ON r.organization = d.organization AND r.request_id = d.request_id \
+         WHERE d.run = 'vips' AND d.candidate = 'vips'"
+    );
+    let of_vips: Vec<&Row> = rows.iter().filter(|row| &*row.candidate_name == "vips").collect();
+    let of =
+        |found: &[Value], name: &str| found[0][name].to_string().trim_matches('"').parse::<usize>().expect("a number");
+    // The sink may be behind the journal.
+    let found = eventually("the rows of what happened", async || {
+        let found = rows_at(&world.config.clickhouse.url, &query).await;
+        (of(&found, "joined") == of_vips.len()).then_some(found)
+    })
+    .await;
+    let number = |name: &str| of(&found, name);
+    let differing = of_vips.iter().filter(|row| !row.changes.is_empty()).count();
+    assert_eq!((number("decisions"), number("differing")), (of_vips.len(), differing), "{found:?}");
+    assert_eq!(number("otherwise"), 0, "{found:?}");
+    let cost: PicoUsd = of_vips.iter().filter_map(|row| row.candidate.cost).sum();
+    assert_eq!(super::world::usd(&found[0]["cost"]), cost);
 }
 
 /// A file with a changed byte is named, by the check and by a replay.
@@ -447,7 +488,7 @@ async fn calls_of_live_and_shadow_runs_are_on_their_own_account_and_topics() {
         let consumer: BaseConsumer = kafka::cold_consumer(&world.config.kafka, "digest").create().expect("a consumer");
         let is_there =
             || consumer.fetch_metadata(None, PATIENCE).expect("metadata").topics().iter().any(|t| t.name() == topic);
-        crate::stack::fixture::eventually("the run's topics", async || is_there().then_some(())).await;
+        eventually("the run's topics", async || is_there().then_some(())).await;
         ask(&world, &mut questions, 300, 200).await;
         let followed =
             tokio::task::spawn_blocking(move || following.wait_with_output()).await.expect("it ends").expect("output");
@@ -525,6 +566,7 @@ async fn cut_by_retention(world: &mut World, tool: Tool) {
     let tool = Tool { folder: tool.folder, ..Tool::new(world) };
     let (code, added) = tool.json(&["archive", "write"]);
     assert_eq!((code, &added["archive"]), (Some(0), &archive.as_str().into()), "{added:#}");
+    refilled(&tool, &archive);
     let admin: AdminClient<DefaultClientContext> = kafka::client(&world.config.kafka).create().expect("an admin");
     for topic in [Topic::Requests, Topic::Journal] {
         let name = kafka::topic_name(&world.config.kafka, topic);
@@ -545,4 +587,27 @@ async fn cut_by_retention(world: &mut World, tool: Tool) {
     }
     let (code, report) = tool.json(&["replay", "--reclassify", "--verify", "--run", "whole", "--archive", &archive]);
     assert_eq!((code, identical(&report, "the archive")), (Some(0), 50));
+}
+
+/// A file that is taken out leaves a hole that is named, and filled in by the next write.
+fn refilled(tool: &Tool, archive: &str) {
+    let path = format!("{archive}/manifest.json");
+    let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path).expect("a manifest")).expect("JSON");
+    let files = manifest["files"].as_array_mut().expect("files");
+    let place = files.iter().position(|file| file["topic"] == "journal").expect("a file of the journal");
+    let taken = files.remove(place);
+    std::fs::write(&path, manifest.to_string()).expect("written");
+    let (topic, partition) = (&taken["topic"], &taken["partition"]);
+    let hole = format!("{}/{partition} has nothing from offset {}", topic.as_str().expect("a topic"), taken["start"]);
+    let check = Command::new(env!("CARGO_BIN_EXE_tollstream")).args(["archive", "check", archive, "--json"]).output();
+    let check = check.expect("tollstream runs");
+    assert_eq!(check.status.code(), Some(1), "{check:?}");
+    assert!(String::from_utf8_lossy(&check.stdout).contains(&hole), "{hole} is not in {check:?}");
+    let (code, told) = tool.json(&["replay", "--run", "holed", "--archive", archive]);
+    assert!(code == Some(2) && told["error"].as_str().is_some_and(|error| error.contains("lacks journal/")), "{told}");
+    let (code, added) = tool.json(&["archive", "write"]);
+    assert_eq!(
+        (code, &added["added"]),
+        (Some(0), &json!({ "journal": { "files": 1, "records": taken["records"], "bytes": taken["bytes"] } }))
+    );
 }

@@ -52,6 +52,23 @@ async fn a_gateway_that_stays_answers_and_its_log_holds_no_key() {
         assert!(secret.len() > 32 && !log.contains(secret.as_str()), "a key is in the log");
     }
     assert!(!log.contains('\u{1b}'), "colours in a file: {log}");
+    traffic(&detached);
     assert!(detached.run(&["down"]).status.success());
     assert!(ask().await.is_err(), "it is down");
+    let nobody = detached.run(&["demo", "traffic", "--requests", "1"]);
+    assert!(String::from_utf8_lossy(&nobody.stderr).contains("no gateway runs from"), "{nobody:?}");
+}
+
+/// A short synthetic day goes through it, with its mistakes; the simulator is afterwards as it was.
+fn traffic(detached: &Detached) {
+    let output = detached.run(&["demo", "traffic", "--requests", "150", "--concurrency", "16", "--json"]);
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+    let answers = told["answers"].as_object().expect("answers");
+    let all: u64 = answers.values().filter_map(serde_json::Value::as_u64).sum();
+    assert_eq!(all, 150, "{told}");
+    assert!(answers["200"].as_u64() > Some(75), "{told}");
+    let again = detached.run(&["demo", "traffic", "--requests", "1", "--json"]);
+    assert!(again.status.success(), "its organizations are there already: {again:?}");
+    let down = detached.run(&["demo", "traffic", "--requests", "1", "--concurrency", "0"]);
+    assert!(String::from_utf8_lossy(&down.stderr).contains("--concurrency must be from 1"), "{down:?}");
 }
