@@ -1,12 +1,13 @@
 //! What a replay has shown: sums over its rows, which can be added in any order and are the same.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::course::{Counts, Unlike};
 use super::row::{Change, Half, Row};
-use crate::domain::PicoUsd;
+use crate::domain::{ModelName, PicoUsd};
 use crate::records::Outcome;
 
 /// Most organizations that are told apart; the rest are one group.
@@ -177,22 +178,20 @@ impl Report {
         self.all.add_candidate(row);
         self.differing += u64::from(!row.changes.is_empty());
         for change in &row.changes {
-            *self.changes.entry(change.name().to_owned()).or_default() += 1;
+            count_one(&mut self.changes, change.name());
         }
         self.estimated += u64::from(row.estimated);
         self.open += u64::from(row.recorded.outcome.is_none() || row.candidate.outcome.is_none());
-        let tier = |half: &Half| half.tier.map_or_else(|| NO_CALL.to_owned(), |tier| format!("T{tier}"));
-        let model = |half: &Half| half.model.as_ref().map_or_else(|| NO_CALL.to_owned(), ToString::to_string);
-        let (from, to) = (tier(&row.recorded), tier(&row.candidate));
+        let (from, to) = (tier_name(row.recorded.tier), tier_name(row.candidate.tier));
         if from != to {
-            *self.moves.entry(format!("{from} > {to}")).or_default() += 1;
+            count_one(&mut self.moves, &format!("{from} > {to}"));
         }
-        group(&mut self.tiers, from, to, row);
-        group(&mut self.models, model(&row.recorded), model(&row.candidate), row);
+        group(&mut self.tiers, &from, &to, row);
+        group(&mut self.models, model_name(&row.recorded), model_name(&row.candidate), row);
         let organization = row.organization.as_str();
         let is_told = self.organizations.contains_key(organization) || self.organizations.len() < ORGANIZATIONS_MAX;
-        let organization = if is_told { organization } else { OTHERS }.to_owned();
-        group(&mut self.organizations, organization.clone(), organization, row);
+        let organization = if is_told { organization } else { OTHERS };
+        group(&mut self.organizations, organization, organization, row);
         let latencies = [
             (&mut self.first_token_recorded, row.recorded.time_to_first_token_ms),
             (&mut self.first_token_candidate, row.candidate.time_to_first_token_ms),
@@ -253,12 +252,41 @@ impl Report {
     }
 }
 
-fn group(groups: &mut BTreeMap<String, Group>, from: String, to: String, row: &Row) {
+fn group(groups: &mut BTreeMap<String, Group>, from: &str, to: &str, row: &Row) {
     let moved = from != to;
-    let before = groups.entry(from).or_default();
-    before.recorded.add(&row.recorded);
-    before.left += u64::from(moved);
-    let after = groups.entry(to).or_default();
-    after.add_candidate(row);
-    after.came += u64::from(moved);
+    change(groups, from, |before| {
+        before.recorded.add(&row.recorded);
+        before.left += u64::from(moved);
+    });
+    change(groups, to, |after| {
+        after.add_candidate(row);
+        after.came += u64::from(moved);
+    });
+}
+
+/// Changes the entry of that name; the name is copied only for a new one.
+fn change<T: Default>(entries: &mut BTreeMap<String, T>, name: &str, make: impl FnOnce(&mut T)) {
+    match entries.get_mut(name) {
+        Some(entry) => make(entry),
+        None => make(entries.entry(name.to_owned()).or_default()),
+    }
+}
+
+fn count_one(counts: &mut BTreeMap<String, u64>, name: &str) {
+    change(counts, name, |count| *count += 1);
+}
+
+fn tier_name(tier: Option<u8>) -> Cow<'static, str> {
+    match tier {
+        None => NO_CALL.into(),
+        Some(1) => "T1".into(),
+        Some(2) => "T2".into(),
+        Some(3) => "T3".into(),
+        Some(4) => "T4".into(),
+        Some(tier) => format!("T{tier}").into(),
+    }
+}
+
+fn model_name(half: &Half) -> &str {
+    half.model.as_ref().map_or(NO_CALL, ModelName::as_str)
 }
