@@ -88,6 +88,7 @@ fn decisions(criterion: &mut Criterion) {
                     chat: &now,
                     content: world.content.clone(),
                     fingerprint: None,
+                    cache: None,
                 };
                 decide(world.tenure.state(), &input, &context)
             });
@@ -142,6 +143,7 @@ impl World {
             chat: &chat,
             content: self.content.clone(),
             fingerprint: None,
+            cache: None,
         };
         let commands = self.decide(control, &input);
         assert!(matches!(commands[..], [Order::Call(_)]), "{commands:?}");
@@ -165,6 +167,7 @@ impl World {
             body: None,
             earlier: None,
             shortfall: None,
+            kept_bytes: None,
         }));
         let commands = self.decide(control, &ended);
         assert!(matches!(commands[..], [Order::Answer { .. }]), "{commands:?}");
@@ -263,6 +266,7 @@ fn chat(number: usize, request: i64) -> Chat {
         encryption_key_id: None,
         content_ref: None,
         body: Bytes::from_static(BODY.as_bytes()),
+        cache_control: None,
     }
 }
 

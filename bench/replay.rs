@@ -162,13 +162,15 @@ fn day(control: &Tables, requests: usize) -> Vec<Vec<Entry>> {
             encryption_key_id: None,
             content_ref: None,
             body: Bytes::from(question.body.to_string()),
+            cache_control: None,
         };
         let mut content = content::read(&chat.body);
         if let Ok(content) = &mut content {
             content.classify(&classifier);
         }
         let source_offset = offsets[partition];
-        let input = Input::Chat { source_offset, received_at: at, chat: &chat, content, fingerprint: None };
+        let input =
+            Input::Chat { source_offset, received_at: at, chat: &chat, content, fingerprint: None, cache: None };
         let (tenure, journal) = (&mut tenures[partition], &mut journals[partition]);
         let mut call = decide(tenure, journal, control, at, &input);
         let mut attempt = 0_u64;
@@ -196,6 +198,8 @@ fn decide(
     commands.into_iter().find_map(|command| match command {
         Command::Call(call) => Some(call),
         Command::Abort(_) | Command::Answer { .. } => None,
+        // Nobody's plan keeps answers.
+        Command::Serve(_) | Command::Keep { .. } | Command::Forget { .. } => None,
     })
 }
 
@@ -220,6 +224,7 @@ fn ended(call: &ProviderCall, number: u64, fails: bool) -> Input<'static> {
         body: None,
         shortfall: None,
         earlier: None,
+        kept_bytes: None,
     }))
 }
 

@@ -56,6 +56,7 @@ pub struct Config {
     pub sink: Sink,
     pub providers: Providers,
     pub archive: Archive,
+    pub cache: Cache,
 }
 
 /// Where the logs are archived.
@@ -135,6 +136,18 @@ pub struct Processor {
     /// Key of the fingerprints of bodies; the same in all processes. Without one, who reads the journal can test guesses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fingerprint_key: Option<Secret>,
+}
+
+/// The answers that are kept for those who ask the same; which ones, plans say.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cache {
+    /// Most bytes of bodies that this process has at hand; what was not asked for the longest goes first.
+    pub bytes_max: usize,
+    /// Largest answer that is kept.
+    pub answer_bytes_max: usize,
+    /// Most bytes of answers that are coming in and may be kept; beyond it, further ones are not.
+    pub arriving_bytes_max: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -222,6 +235,7 @@ impl Default for Config {
             projection: Projection::default(),
             sink: Sink::default(),
             archive: Archive::default(),
+            cache: Cache::default(),
             providers: Providers::default(),
         }
     }
@@ -248,6 +262,12 @@ impl Default for Facade {
 impl Default for Admin {
     fn default() -> Self {
         Self { listen: SocketAddr::from(([127, 0, 0, 1], 4001)), key: None }
+    }
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { bytes_max: 256 << 20, answer_bytes_max: 1 << 20, arriving_bytes_max: 64 << 20 }
     }
 }
 

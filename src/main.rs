@@ -34,6 +34,8 @@ enum Command {
     Audit(cli::audit::Audit),
     /// What an organization has posted, reserved and left, now or at any moment
     Balance(cli::balance::Balance),
+    /// The answers that are kept for those who ask the same: show them, forget them
+    Cache(cli::cache::Cache),
     /// What organizations may use and spend
     #[command(subcommand)]
     Plans(cli::control::Command<cli::control::PlanFields>),
@@ -108,6 +110,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Topics(args) => cli::topics::run(args).await,
         Command::Audit(args) => cli::audit::run(args).await,
         Command::Balance(args) => cli::balance::run(args).await,
+        Command::Cache(args) => cli::cache::run(args).await,
         Command::Plans(args) => cli::control::run(args).await,
         Command::Organizations(args) => cli::control::run(args).await,
         Command::Keys(args) => cli::control::keys::run(*args).await,

@@ -189,7 +189,11 @@ impl<'a> Repricing<'a> {
                 | Fact::RecordSkipped(_)
                 | Fact::AttemptProgressed(_)
                 | Fact::Overdrawn(_)
-                | Fact::ThresholdCrossed(_) => {}
+                | Fact::ThresholdCrossed(_)
+                | Fact::CacheLookedUp(_)
+                | Fact::CacheInserted(_)
+                | Fact::CacheEvicted(_)
+                | Fact::CachePurged(_) => {}
             }
         }
     }
@@ -327,6 +331,8 @@ mod tests {
                 reservation: None,
                 limits: None,
                 delay_ms: 0,
+                shared_with: None,
+                source: crate::records::journal::AttemptSource::Provider,
             }),
         )
     }
@@ -355,6 +361,8 @@ mod tests {
             booking: None,
             retry_after_ms: None,
             shortfall: None,
+            saved: None,
+            source: crate::records::journal::AttemptSource::Provider,
         }
     }
 

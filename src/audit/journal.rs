@@ -57,6 +57,8 @@ pub struct Counts {
     pub duplicates: u64,
     /// Dead letters, and records that were moved to their partition.
     pub set_aside: u64,
+    /// Records that purged a cache.
+    pub purges: u64,
     pub open: u64,
     /// Refusals that cannot be decided again, since their reason is in content.
     pub not_redecided: u64,
@@ -281,6 +283,7 @@ impl Journal {
                 Fact::CancelRequested(_) => &mut counts.cancels,
                 Fact::RecordSkipped(skipped) if skipped.reason == "duplicate" => &mut counts.duplicates,
                 Fact::RecordSkipped(_) => &mut counts.set_aside,
+                Fact::CachePurged(_) => &mut counts.purges,
                 Fact::RequestRouted(_)
                 | Fact::AttemptStarted(_)
                 | Fact::AttemptProgressed(_)
@@ -288,6 +291,9 @@ impl Journal {
                 | Fact::OrphanPosted(_)
                 | Fact::Overdrawn(_)
                 | Fact::ThresholdCrossed(_)
+                | Fact::CacheLookedUp(_)
+                | Fact::CacheInserted(_)
+                | Fact::CacheEvicted(_)
                 | Fact::RequestSettled(_) => continue,
             };
             *counter += 1;
@@ -344,7 +350,11 @@ impl Journal {
                 Fact::AttemptProgressed(_)
                 | Fact::CancelRequested(_)
                 | Fact::Overdrawn(_)
-                | Fact::ThresholdCrossed(_) => {}
+                | Fact::ThresholdCrossed(_)
+                | Fact::CacheLookedUp(_)
+                | Fact::CacheInserted(_)
+                | Fact::CacheEvicted(_)
+                | Fact::CachePurged(_) => {}
             }
         }
     }
@@ -497,6 +507,7 @@ impl Counts {
         self.cancels += other.cancels;
         self.duplicates += other.duplicates;
         self.set_aside += other.set_aside;
+        self.purges += other.purges;
         self.open += other.open;
         self.not_redecided += other.not_redecided;
     }

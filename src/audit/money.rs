@@ -402,7 +402,7 @@ mod tests {
         let ask = |id: &str, model: &str, source_offset, decide: &mut dyn FnMut(&Input<'_>)| {
             let chat = Chat { request_id: id.parse().unwrap(), key_id: Some("k".parse().unwrap()), ..hello(model) };
             let (received_at, content) = (at(BEGIN), content::read(&chat.body));
-            decide(&Input::Chat { source_offset, received_at, chat: &chat, content, fingerprint: None });
+            decide(&Input::Chat { source_offset, received_at, chat: &chat, content, fingerprint: None, cache: None });
         };
         let end = |id: &str, attempt, end, summary: Summary| {
             let key = RequestKey { organization: hello("two").organization, request: id.parse().unwrap() };

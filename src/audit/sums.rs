@@ -178,7 +178,11 @@ impl Sums {
                 | Fact::CancelRequested(_)
                 | Fact::RecordSkipped(_)
                 | Fact::Overdrawn(_)
-                | Fact::ThresholdCrossed(_) => continue,
+                | Fact::ThresholdCrossed(_)
+                | Fact::CacheLookedUp(_)
+                | Fact::CacheInserted(_)
+                | Fact::CacheEvicted(_)
+                | Fact::CachePurged(_) => continue,
             };
             if offset >= self.reach.projected {
                 self.lag.not_projected += 1;
@@ -416,6 +420,8 @@ mod tests {
             booking: None,
             retry_after_ms: None,
             shortfall: None,
+            saved: None,
+            source: crate::records::journal::AttemptSource::Provider,
         }
     }
 

@@ -86,6 +86,8 @@ fn started(attempt: u32) -> Fact {
         reservation: None,
         limits: None,
         delay_ms: 0,
+        shared_with: None,
+        source: crate::records::journal::AttemptSource::Provider,
     })
 }
 
@@ -112,6 +114,8 @@ fn ended(attempt: u32, outcome: Outcome, content_frames: u32) -> Fact {
         booking: None,
         retry_after_ms: None,
         shortfall: None,
+        saved: None,
+        source: crate::records::journal::AttemptSource::Provider,
     }))
 }
 
@@ -352,6 +356,7 @@ fn everything_holds_on_a_sound_log() {
         cancels: 1,
         duplicates: 1,
         set_aside: 0,
+        purges: 0,
         open: 1,
         not_redecided: 0,
     };

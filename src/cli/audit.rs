@@ -253,7 +253,8 @@ fn summary(report: &Report, elapsed: Duration) -> String {
         Compared::LeftOut => "ClickHouse left out".to_owned(),
         Compared::Unreachable => "ClickHouse out of reach".to_owned(),
     };
-    let decided = counts.admitted + counts.refused + counts.cancels + counts.duplicates + counts.set_aside;
+    let decided =
+        counts.admitted + counts.refused + counts.cancels + counts.duplicates + counts.set_aside + counts.purges;
     format!(
         "{} partitions: {} commits of {} tenures ({} ineffective), {} frames\n\
          {decided} records decided: {} admitted ({} settled, {} open), {} refused, {} cancels, {} duplicates, {} set aside; \

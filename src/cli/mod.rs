@@ -3,6 +3,7 @@
 pub mod archive;
 pub mod audit;
 pub mod balance;
+pub mod cache;
 pub mod connection;
 pub mod control;
 pub mod demo;

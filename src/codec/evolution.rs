@@ -12,7 +12,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value as Json, json};
 
+use crate::domain::Fingerprint;
 use crate::random::Random;
+use crate::records::cache::CacheRecord;
 use crate::records::control::ControlRecord;
 use crate::records::dead_letters::DeadLetter;
 use crate::records::journal::{FACT_KINDS, JournalRecord};
@@ -54,7 +56,12 @@ fn generate(schema: &Schema, names: &ResolvedSchema<'_>, random: &mut Random) ->
         }
         Schema::Record(record) if record.name.name() == "Fact" => fact(record, names, random),
         Schema::Record(record) => {
-            Value::Record(record.fields.iter().map(|f| (f.name.clone(), generate(&f.schema, names, random))).collect())
+            let mut field = |field: &RecordField| match (&field.schema, field.name.as_str()) {
+                (Schema::String, "content" | "fingerprint") => fingerprint(random),
+                (Schema::Array(_), "fingerprints") => Value::Array((0..3).map(|_| fingerprint(random)).collect()),
+                (schema, _) => generate(schema, names, random),
+            };
+            Value::Record(record.fields.iter().map(|f| (f.name.clone(), field(f))).collect())
         }
         Schema::Enum(symbols) => {
             let symbol = random.below(symbols.symbols.len() as u64) as u32;
@@ -63,6 +70,10 @@ fn generate(schema: &Schema, names: &ResolvedSchema<'_>, random: &mut Random) ->
         Schema::Ref { name } => generate(names.get_names()[name], names, random),
         other => panic!("the schemas have no {other:?} yet"),
     }
+}
+
+fn fingerprint(random: &mut Random) -> Value {
+    Value::String(Fingerprint::new(random.below(u64::MAX).into()).to_string())
 }
 
 /// A fact's envelope: the kind says which field is set.
@@ -86,6 +97,7 @@ fn prove(topic: Topic, writer: &str, what: &str) {
         Topic::Journal => prove_as::<JournalRecord>(writer, what),
         Topic::Responses => prove_as::<ResponseRecord>(writer, what),
         Topic::State => prove_as::<StateRecord>(writer, what),
+        Topic::Cache => prove_as::<CacheRecord>(writer, what),
         Topic::Control => prove_as::<ControlRecord>(writer, what),
         Topic::Usage => prove_as::<UsageRecord>(writer, what),
         Topic::DeadLetters => prove_as::<DeadLetter>(writer, what),

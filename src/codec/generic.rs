@@ -153,8 +153,7 @@ mod tests {
     fn a_record_prints_as_its_fields() {
         let schema = Schema::parse_str(Topic::Requests.schema()).unwrap();
         let printed = decode(&datum(), 1, &schema).unwrap().to_string();
-        let expected =
-            r#"{"kind":"cancel","chat":null,"cancel":{"request_id":"r1","organization":"acme","reason":"why"}}"#;
+        let expected = r#"{"kind":"cancel","chat":null,"cancel":{"request_id":"r1","organization":"acme","reason":"why"},"purge_cache":null}"#;
         assert_eq!(printed, expected);
     }
 

@@ -92,6 +92,7 @@ impl Default for Plan {
             model_limits: Vec::new(),
             output_cap: None,
             budget: crate::records::control::Budget::default(),
+            cache: None,
         }
     }
 }

@@ -158,7 +158,11 @@ impl Story {
                     | Fact::CancelRequested(_)
                     | Fact::RecordSkipped(_)
                     | Fact::AttemptProgressed(_)
-                    | Fact::ThresholdCrossed(_) => {}
+                    | Fact::ThresholdCrossed(_)
+                    | Fact::CacheLookedUp(_)
+                    | Fact::CacheInserted(_)
+                    | Fact::CacheEvicted(_)
+                    | Fact::CachePurged(_) => {}
                 }
             }
         }
@@ -199,6 +203,8 @@ impl Attempt {
                 reservation: None,
                 limits: None,
                 delay_ms: 0,
+                source: posting.source,
+                shared_with: None,
             };
             attempts.push(Self { started_at: None, ..Self::begun(&started, Timestamp::default()) });
             attempts.len() - 1

@@ -6,8 +6,8 @@ use super::Story;
 use crate::domain::{PicoUsd, Timestamp, TokenUsage};
 use crate::records::UsageSource;
 use crate::records::journal::{
-    Account, AttemptEnded, AttemptStarted, Candidate, Fact, Features, LimitCharge, LimitScope, Period, RequestAdmitted,
-    RequestRouted, RequestSettled,
+    Account, AttemptEnded, AttemptStarted, CacheLookedUp, Candidate, Fact, Features, LimitCharge, LimitScope, Period,
+    RequestAdmitted, RequestRouted, RequestSettled,
 };
 
 /// What happened.
@@ -101,7 +101,31 @@ fn told(fact: &Fact, at: Timestamp) -> (&'static str, String) {
                 usd(crossed.limit_pico_usd)
             ),
         ),
+        Fact::CacheLookedUp(looked_up) => ("cache", looked_into(looked_up)),
+        Fact::CacheInserted(inserted) => {
+            let until = format!("for {}", duration(inserted.expires_at.since(at)));
+            ("cached", joined([Some(format!("{} bytes", inserted.bytes)), Some(until)]))
+        }
+        Fact::CacheEvicted(evicted) => {
+            ("evicted", format!("{} answers: {}", evicted.fingerprints.len(), evicted.reason.as_str()))
+        }
+        Fact::CachePurged(purged) => {
+            let model = purged.model.as_ref().map(|model| format!("of {model}"));
+            let before = purged.before.map(|before| format!("kept before {before}"));
+            ("purged", joined([Some(format!("{} answers", purged.entries)), model, before]))
+        }
     }
+}
+
+fn looked_into(looked_up: &CacheLookedUp) -> String {
+    let seconds = |what: &str, seconds: Option<u64>| seconds.map(|seconds| format!("{what} {seconds} s"));
+    joined([
+        Some(looked_up.outcome.as_str().to_owned()),
+        looked_up.age_ms.map(|age| format!("kept {} ago", duration(Duration::from_millis(age)))),
+        seconds("wanted no older than", looked_up.max_age_seconds),
+        seconds("to be kept for", looked_up.ttl_seconds),
+        (!looked_up.keeps).then(|| "not to be kept".to_owned()),
+    ])
 }
 
 fn admission(admitted: &RequestAdmitted, at: Timestamp) -> String {
@@ -156,8 +180,16 @@ fn start(started: &AttemptStarted) -> String {
         Some(format!("{}: {} at {} ({})", started.attempt, started.model, started.deployment, started.provider)),
         Some(format!("prices of control offset {}", started.price_version)),
         reserved,
+        started.source.is_served().then(|| format!("from the {}", source_name(started))),
         started.limits.as_ref().map(charged),
     ])
+}
+
+fn source_name(started: &AttemptStarted) -> String {
+    match &started.shared_with {
+        Some(leader) => format!("call of {leader}, which asks the same"),
+        None => started.source.as_str().to_owned(),
+    }
 }
 
 fn end(ended: &AttemptEnded) -> String {
@@ -169,6 +201,7 @@ fn end(ended: &AttemptEnded) -> String {
         status,
         ended.finish_reason.as_ref().map(|reason| format!("finish reason {reason}")),
         Some(format!("posted {}", cost(ended.cost_pico_usd))),
+        ended.saved.map(|saved| format!("saved {} ({})", cost(saved.cost_pico_usd), tokens(&saved.usage))),
         Some(format!("{} ({})", tokens(&ended.usage), source(ended.usage_source))),
         ended.time_to_first_token_ms.map(|first| format!("first token after {}", ms(first))),
         ended.duration_ms.map(|all| format!("{} in all", ms(all))),

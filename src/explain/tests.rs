@@ -99,6 +99,8 @@ fn started(attempt: u32, reserved: Option<i128>) -> Fact {
         }),
         limits: None,
         delay_ms: 0,
+        shared_with: None,
+        source: crate::records::journal::AttemptSource::Provider,
     })
 }
 
@@ -125,6 +127,8 @@ fn posting(attempt: u32, outcome: Outcome, cost: Option<i128>) -> AttemptEnded {
         booking: None,
         retry_after_ms: None,
         shortfall: None,
+        saved: None,
+        source: crate::records::journal::AttemptSource::Provider,
     }
 }
 

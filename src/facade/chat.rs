@@ -98,6 +98,7 @@ async fn ask(
         content_type: "application/json".to_owned(),
         encryption_key_id: None,
         content_ref: None,
+        cache_control: headers.cache_control,
         body: body.clone(),
     };
     let asking = Asking { stream, idempotent: key.is_some(), on_disconnect: on_disconnect(key.is_some(), resume) };

@@ -17,6 +17,7 @@ pub fn head() -> Head {
         deployment: "openai-gpt-4o-mini".parse().unwrap(),
         tier: 2,
         rate_limits: None,
+        cache: None,
     }
 }
 

@@ -12,15 +12,19 @@ use sha2::{Digest as _, Sha256};
 use super::authenticate::ORGANIZATION_HEADER;
 use super::error::{Refusal, X_REQUEST_ID, unknown_model};
 use crate::domain::{ConversationId, ModelName, RequestId, UserId};
+use crate::processor::cache::Directives;
 
 const TAGS_HEADER: &str = "x-tollstream-tags";
 const CONVERSATION_HEADER: &str = "x-tollstream-conversation";
 const TIMEOUT_HEADER: &str = "x-tollstream-timeout-ms";
+const CACHE_CONTROL_HEADER: &str = "cache-control";
 const TRACEPARENT_HEADER: &str = "traceparent";
 
 /// Bounds on the labels that a request carries into cost reports.
 const TAGS_MAX: usize = 16;
 const TAG_BYTES_MAX: usize = 64;
+/// More of the header has nothing that we know.
+const CACHE_CONTROL_CHARS_MAX: usize = 256;
 /// Longest deadline that a client can ask for: a day. The processor's own bound may be lower.
 const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 
@@ -155,6 +159,8 @@ pub struct Headers<'a> {
     pub conversation_id: Option<ConversationId>,
     pub timeout: Option<Duration>,
     pub traceparent: Option<String>,
+    /// What it says of the gateway's cache.
+    pub cache_control: Option<String>,
 }
 
 /// The client's own id, if it is one, else a new one that sorts by time.
@@ -184,7 +190,12 @@ pub fn headers(headers: &HeaderMap) -> Result<Headers<'_>, Refusal> {
             return Err(Refusal::InvalidHeader { name: CONVERSATION_HEADER, problem: error.to_string() });
         }
     };
+    let cache_control = text(CACHE_CONTROL_HEADER)?;
+    if let Some(Err(problem)) = cache_control.map(Directives::parse) {
+        return Err(Refusal::InvalidHeader { name: CACHE_CONTROL_HEADER, problem });
+    }
     Ok(Headers {
+        cache_control: cache_control.map(|text| text.chars().take(CACHE_CONTROL_CHARS_MAX).collect()),
         organization: text(ORGANIZATION_HEADER)?,
         tags: text(TAGS_HEADER)?.map(tags).transpose()?.unwrap_or_default(),
         conversation_id,

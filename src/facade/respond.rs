@@ -19,6 +19,10 @@ const MODEL_HEADER: HeaderName = HeaderName::from_static("x-tollstream-model");
 const DEPLOYMENT_HEADER: HeaderName = HeaderName::from_static("x-tollstream-deployment");
 const TIER_HEADER: HeaderName = HeaderName::from_static("x-tollstream-tier");
 const COST_HEADER: HeaderName = HeaderName::from_static("x-tollstream-cost-usd");
+/// What was found of the answer in the cache.
+const CACHE_HEADER: HeaderName = HeaderName::from_static("x-tollstream-cache");
+/// What the answer would have cost, had somebody been called for it.
+const SAVED_HEADER: HeaderName = HeaderName::from_static("x-tollstream-saved-usd");
 /// Set when the answer is the one to an earlier, equal request; named as others name it.
 const REPLAYED_HEADER: HeaderName = HeaderName::from_static("idempotent-replayed");
 
@@ -73,6 +77,9 @@ fn whole(id: &RequestId, terminal: Terminal, replayed: bool) -> Response {
     if let Some(cost) = terminal.cost_pico_usd {
         headers.insert(COST_HEADER, value(&cost.to_string()));
     }
+    if let Some(saved) = terminal.saved_pico_usd {
+        headers.insert(SAVED_HEADER, value(&saved.to_string()));
+    }
     who_answers(headers, id, terminal.head, replayed);
     response
 }
@@ -86,6 +93,9 @@ fn who_answers(headers: &mut HeaderMap, id: &RequestId, head: Option<Head>, repl
         headers.insert(MODEL_HEADER, value(head.model.as_str()));
         headers.insert(DEPLOYMENT_HEADER, value(head.deployment.as_str()));
         headers.insert(TIER_HEADER, HeaderValue::from(u16::from(head.tier)));
+        if let Some(cache) = head.cache {
+            headers.insert(CACHE_HEADER, HeaderValue::from_static(cache.as_str()));
+        }
         // What was left when an earlier request was admitted says nothing about now.
         if let Some(limits) = head.rate_limits.filter(|_| !replayed) {
             rate_limits::insert(headers, &limits);

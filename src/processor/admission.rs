@@ -5,24 +5,26 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::ProviderCall;
 use super::budget::{Passed, Question};
+use super::cache;
 use super::content::{self, Content};
 use super::ledger::Asker;
 use super::memory::Before;
 use super::refusal::Refusal;
 use super::router::{Asked, Under};
 use super::state::{OpenRequest, State, key_of};
-use super::{Bounds, Capacity, Command, Context, Decision, TAG_BYTES_MAX, budget, call, refusal, router};
+use super::{
+    Bounds, Capacity, Command, Context, Decision, ServedFrom, Serving, TAG_BYTES_MAX, budget, call, refusal, router,
+};
 use crate::control::terms::Terms;
-use crate::domain::ModelName;
-use crate::domain::Timestamp;
 use crate::domain::ids::partition_of;
+use crate::domain::{ModelName, RequestKey, Timestamp};
 use crate::records::journal::{
-    Fact, InputKind, RecordSkipped, RequestAdmitted, RequestContext, RequestRefused, Standing, Told,
+    AttemptSource, AttemptStarted, CacheLookedUp, Candidate, Fact, InputKind, RecordSkipped, RequestAdmitted,
+    RequestContext, RequestRefused, Standing, Told,
 };
 use crate::records::requests::Chat;
-use crate::records::responses::{ApiError, Frame, FrameBody, Original, RateLimits, Terminal};
+use crate::records::responses::{ApiError, Frame, FrameBody, Head, Original, RateLimits, Terminal};
 use crate::records::{Origin, Outcome};
 
 /// Most tags of a request.
@@ -37,6 +39,15 @@ pub(super) struct Arrival<'a> {
     pub chat: &'a Chat,
     /// Keyed hash of the body.
     pub fingerprint: Option<&'a str>,
+    pub cache: Option<cache::Wanted<'a>>,
+}
+
+/// What is seen on the way to a decision, and told whatever that is.
+#[derive(Default)]
+struct Seen {
+    health: Vec<Standing>,
+    /// An answer that was found in the cache.
+    found: Option<CacheLookedUp>,
 }
 
 pub(super) fn decide(
@@ -52,11 +63,11 @@ pub(super) fn decide(
         let facts = vec![Fact::RecordSkipped(RecordSkipped { reason: "duplicate".to_owned(), told })];
         return Decision { facts, commands: command.into_iter().collect(), ..from_record(&arrival, request) };
     }
-    let mut health = Vec::new();
-    match admit(state, &arrival, content, context, &mut request, &mut health) {
-        Ok((facts, call)) => {
-            let commands = vec![Command::Call(Box::new(call))];
-            Decision { facts, commands, health, ..from_record(&arrival, request) }
+    let mut seen = Seen::default();
+    match admit(state, &arrival, content, context, &mut request, &mut seen) {
+        Ok((facts, command)) => {
+            let commands = vec![command];
+            Decision { facts, commands, health: seen.health, ..from_record(&arrival, request) }
         }
         Err(refusal) => {
             let Refusal { mut error, limit } = *refusal;
@@ -70,7 +81,8 @@ pub(super) fn decide(
                 features: content.as_ref().ok().map(|content| content.features),
                 limit,
             });
-            Decision { facts: vec![fact], commands: vec![command], health, ..from_record(&arrival, request) }
+            let facts = [fact].into_iter().chain(seen.found.map(Fact::CacheLookedUp)).collect();
+            Decision { facts, commands: vec![command], health: seen.health, ..from_record(&arrival, request) }
         }
     }
 }
@@ -138,8 +150,8 @@ fn admit(
     content: &Result<Content, content::Error>,
     context: &Context<'_>,
     request: &mut RequestContext,
-    health: &mut Vec<Standing>,
-) -> Result<(Vec<Fact>, ProviderCall), Box<Refusal>> {
+    seen: &mut Seen,
+) -> Result<(Vec<Fact>, Command), Box<Refusal>> {
     let (chat, bounds) = (arrival.chat, context.bounds);
     supported(chat, bounds)?;
     let terms = context.control.terms(&chat.organization, chat.key_id.as_ref());
@@ -168,7 +180,7 @@ fn admit(
     let user_tier = request.user_tier.as_deref();
     let asked = Asked { model: &model, request_id: &chat.request_id, features, user_tier, tags: &request.tags };
     let mut route = router::route(&under, &asked)?;
-    health.append(&mut route.health);
+    seen.health.append(&mut route.health);
     request.tier = Some(route.tier);
     let is_auto = route.policy.is_some();
     (request.policy, request.policy_version) = route.policy.take().unzip();
@@ -179,8 +191,57 @@ fn admit(
     }
     let asker = Asker { organization: &chat.organization, key: chat.key_id.as_ref() };
     let books = state.ledger.books(asker.organization);
-    let tokens = budget::limited_tokens(features, &terms);
+    let looked = arrival.cache.as_ref().and_then(|wanted| {
+        let under = (context.control, &terms, context.at);
+        let who = cache::who_answers(request.policy.as_ref(), &route);
+        cache::look_up(&state.cache, &chat.organization, wanted, &who, under)
+    });
+    let (looked_up, found) = looked.map_or((None, None), |looked| (Some(looked.fact), looked.answer));
+    // Nobody is called for an answer that was found.
+    let tokens = if found.is_some() { 0 } else { budget::limited_tokens(features, &terms) };
+    seen.found = looked_up.clone().filter(|_| found.is_some());
     let limits = budget::charge(&terms, books, asker, tokens, context.at)?;
+    seen.found = None;
+    let rate_limits = budget::rate_limits(&terms, books, asker, &limits, context.at);
+    let admitted = RequestAdmitted {
+        deadline_at,
+        reply_partition: reply_partition(chat, bounds),
+        reply_nonce: chat.reply_nonce.clone(),
+        include_usage: content.include_usage,
+        features: content.features,
+        body_fingerprint: arrival.fingerprint.map(str::to_owned),
+        limits,
+    };
+    let key = key_of(&chat.organization, &chat.request_id);
+    let found = found.and_then(|found| served(state, &key, found, context));
+    if let (Some(served), Some(looked_up)) = (found, &looked_up) {
+        request.tier = Some(served.candidate.tier);
+        let head = Head {
+            model: served.candidate.model.clone(),
+            deployment: served.candidate.deployment.clone(),
+            tier: served.candidate.tier,
+            rate_limits,
+            cache: cache::outcome_of(served.started.source, Some(looked_up)),
+        };
+        let from = match served.started.shared_with.clone() {
+            Some(leader) => ServedFrom::Call(leader),
+            None => ServedFrom::Cache(looked_up.fingerprint),
+        };
+        let RequestAdmitted { reply_partition, ref reply_nonce, .. } = admitted;
+        let reply_nonce = reply_nonce.clone();
+        let serving = Serving { key, attempt: 1, head, from, deadline_at, reply_partition, reply_nonce };
+        // It comes before all others, and is no call of theirs.
+        let routed = Arc::make_mut(&mut route.routed);
+        routed.candidates.insert(0, served.candidate);
+        routed.max_attempts += 1;
+        let facts = vec![
+            Fact::RequestAdmitted(admitted),
+            Fact::CacheLookedUp(looked_up.clone()),
+            Fact::RequestRouted(route.routed),
+            Fact::AttemptStarted(served.started),
+        ];
+        return Ok((facts, Command::Serve(Box::new(serving))));
+    }
     let question = Question {
         control: context.control,
         terms: &terms,
@@ -195,33 +256,55 @@ fn admit(
     };
     let mut passed = Passed::default();
     let offer = question.offer(&route.routed.candidates, 0, is_auto, &mut passed);
-    passed.health.into_iter().for_each(|standing| router::keep(health, standing));
+    passed.health.into_iter().for_each(|standing| router::keep(&mut seen.health, standing));
     let offer = offer?;
     if !passed.reasons.is_empty() {
         Arc::make_mut(&mut route.routed).reasons.extend(passed.reasons);
     }
     let candidate = &route.routed.candidates[offer.index];
     request.tier = Some(candidate.tier);
-    let rate_limits = budget::rate_limits(&terms, books, asker, &limits, context.at);
-    let admitted = RequestAdmitted {
-        deadline_at,
-        reply_partition: reply_partition(chat, bounds),
-        reply_nonce: chat.reply_nonce.clone(),
-        include_usage: content.include_usage,
-        features: content.features,
-        body_fingerprint: arrival.fingerprint.map(str::to_owned),
-        limits,
-    };
-    let key = key_of(&chat.organization, &chat.request_id);
     let mut call = call(context.control, key, candidate, &offer.started, &admitted, request)
         .ok_or_else(|| refusal::model_not_found(&named))?;
     call.head.rate_limits = rate_limits;
-    let facts = vec![
-        Fact::RequestAdmitted(admitted),
-        Fact::RequestRouted(route.routed.clone()),
-        Fact::AttemptStarted(offer.started),
-    ];
-    Ok((facts, call))
+    call.head.cache = cache::outcome_of(offer.started.source, looked_up.as_ref());
+    call.is_kept = looked_up.as_ref().is_some_and(|looked_up| looked_up.keeps);
+    let mut facts = vec![Fact::RequestAdmitted(admitted)];
+    facts.extend(looked_up.map(Fact::CacheLookedUp));
+    facts.extend([Fact::RequestRouted(route.routed.clone()), Fact::AttemptStarted(offer.started)]);
+    Ok((facts, Command::Call(Box::new(call))))
+}
+
+/// An attempt that is answered without a call.
+struct Served {
+    candidate: Candidate,
+    started: AttemptStarted,
+}
+
+/// Who answered what was found, or is about to.
+fn served(state: &State, key: &RequestKey, found: cache::Answer<'_>, context: &Context<'_>) -> Option<Served> {
+    let (candidate, provider, leader) = match found {
+        cache::Answer::Kept(entry) => {
+            let (model, deployment) = (entry.model.clone(), entry.deployment.clone());
+            (Candidate { model, deployment, tier: entry.tier }, entry.provider.clone(), None)
+        }
+        cache::Answer::Flight(leader) => {
+            let open = state.open(&key_of(&key.organization, leader))?;
+            (open.routed.candidates[open.candidate].clone(), open.started.provider.clone(), Some(leader.clone()))
+        }
+    };
+    let started = AttemptStarted {
+        attempt: 1,
+        model: candidate.model.clone(),
+        deployment: candidate.deployment.clone(),
+        provider,
+        price_version: context.control.model(&candidate.model).map_or(-1, |(_, model)| model.version),
+        reservation: None,
+        limits: None,
+        delay_ms: 0,
+        source: if leader.is_some() { AttemptSource::Shared } else { AttemptSource::Cache },
+        shared_with: leader,
+    };
+    Some(Served { candidate, started })
 }
 
 /// A key that control does not have, or no more, opens nothing: its limits and its budget are not known.

@@ -15,8 +15,8 @@ use crate::control::terms::Terms;
 use crate::domain::{Periods, PicoUsd, Timestamp};
 use crate::records::control::{Deployment, Limits, Model, PriceEntry, Spend, WhenShort};
 use crate::records::journal::{
-    Account, AttemptStarted, Booking, Candidate, Fact, Features, HealthState, LimitCharge, LimitScope, Overdrawn,
-    Period, Reservation, Standing, ThresholdCrossed,
+    Account, AttemptSource, AttemptStarted, Booking, Candidate, Fact, Features, HealthState, LimitCharge, LimitScope,
+    Overdrawn, Period, Reservation, Standing, ThresholdCrossed,
 };
 use crate::records::responses::RateLimits;
 
@@ -192,6 +192,8 @@ impl Question<'_> {
             }),
             limits,
             delay_ms: 0,
+            source: AttemptSource::Provider,
+            shared_with: None,
         }
     }
 

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::cache::{Entries, Entry as Cached, Index};
 use super::ledger::{Books, Estimate, Ledger};
 use super::memory::{Ended, Memory, Settled};
 use super::state::{OpenRequest, State, key_of};
@@ -19,7 +20,7 @@ use crate::records::journal::{Entry, Tenancy};
 use crate::records::state::Marker;
 
 /// Of what [`super::fold`] does and of the form of the parts. Raise it when either changes.
-pub const FOLD_VERSION: i32 = 5;
+pub const FOLD_VERSION: i32 = 6;
 
 /// Open requests, remembered settlements, and terminals of one part at the most; a part is far smaller than a record may be.
 const OPEN_OF_PART_MAX: usize = 128;
@@ -27,6 +28,8 @@ const SETTLED_OF_PART_MAX: u64 = 4_096;
 const ENDED_OF_PART_MAX: usize = 512;
 /// Accounts and meters, and estimates, of one part at the most; an organization's are not divided.
 const BOOKS_OF_PART_MAX: usize = 512;
+/// Answers that are kept, of one part at the most.
+const CACHED_OF_PART_MAX: usize = 4_096;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -65,6 +68,9 @@ enum Part {
     Ended(Vec<Ended>),
     Books(Vec<(OrganizationId, Books)>),
     Estimates(Vec<Estimate>),
+    Cache(OrganizationId, Vec<Cached>),
+    /// How often answers that are kept were used, in all.
+    CacheUses(u64),
 }
 
 impl Cut {
@@ -125,6 +131,19 @@ impl Cut {
         for (number, chunk) in estimates.chunks(BOOKS_OF_PART_MAX).enumerate() {
             put(format!("estimates/{number:06}"), &Part::Estimates(chunk.iter().copied().cloned().collect()))?;
         }
+        let mut cache: Vec<(&OrganizationId, &Entries)> = self.state.cache.organizations().collect();
+        cache.sort_unstable_by_key(|(id, _)| *id);
+        for (id, entries) in cache {
+            let mut entries: Vec<&Cached> = entries.iter().collect();
+            entries.sort_unstable_by_key(|entry| entry.fingerprint);
+            for (number, chunk) in entries.chunks(CACHED_OF_PART_MAX).enumerate() {
+                let chunk = chunk.iter().copied().cloned().collect();
+                put(format!("cache/{id}/{number:06}"), &Part::Cache(id.clone(), chunk))?;
+            }
+        }
+        if self.state.cache.uses() > 0 {
+            put("cache-uses".to_owned(), &Part::CacheUses(self.state.cache.uses()))?;
+        }
         Ok(parts)
     }
 
@@ -173,6 +192,7 @@ pub fn restore(marker: &Marker, parts: &Parts) -> Result<State, Error> {
     }
     let (mut open, mut first, mut settled, mut ended) = (Vec::new(), None, Vec::new(), Vec::new());
     let (mut books, mut estimates) = (Vec::new(), Vec::new());
+    let (mut cached, mut uses) = (Vec::new(), 0);
     for (name, body) in parts {
         match serde_json::from_slice(body).map_err(|source| Error::Part { name: name.clone(), source })? {
             Part::Open(organization, requests) => {
@@ -185,11 +205,14 @@ pub fn restore(marker: &Marker, parts: &Parts) -> Result<State, Error> {
             Part::Ended(terminals) => ended.extend(terminals),
             Part::Books(of) => books.extend(of),
             Part::Estimates(of) => estimates.extend(of),
+            Part::Cache(organization, entries) => cached.push((organization, entries)),
+            Part::CacheUses(count) => uses = count,
         }
     }
     let memory = Memory::restore(first.unwrap_or(0), settled.into(), ended);
     let ledger = Ledger::restore(books, estimates);
-    Ok(State::restore(marker.clock, marker.last_source_offset, marker.control_offset, memory, ledger, open))
+    let kept = (memory, ledger, Index::restore(uses, cached));
+    Ok(State::restore(marker.clock, marker.last_source_offset, marker.control_offset, kept, open))
 }
 
 /// Which entries count behind a checkpoint, if the journal has at its offset what it was folded up to.
@@ -245,7 +268,7 @@ mod tests {
 
     fn cut(settled: usize) -> Cut {
         let clock = Timestamp::from_millis(1_000);
-        let mut state = State::restore(clock, Some(4), None, Memory::default(), Ledger::default(), []);
+        let mut state = State::restore(clock, Some(4), None, Default::default(), []);
         for number in 0..settled {
             state.memory.settled(ended(number), Timestamp::from_millis(900), (number % 2 == 0).then_some("body"));
             state.memory.forget(state.clock);

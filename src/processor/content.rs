@@ -13,6 +13,7 @@ use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+use super::cache::Directives;
 use super::intent::Classifier;
 use super::spoken::{Excerpt, Role, Spoken};
 use super::tokens;
@@ -25,6 +26,12 @@ pub struct Content {
     pub model: Option<String>,
     pub stream: bool,
     pub include_usage: bool,
+    /// `temperature` is 0.
+    pub is_steady: bool,
+    /// It names tools or functions.
+    pub has_tools: bool,
+    /// What the body says of the cache.
+    pub cache: Directives,
     pub features: Features,
     /// For the classifier; empty once that has read it.
     pub spoken: Box<Spoken>,
@@ -41,6 +48,8 @@ impl Content {
 pub enum Error {
     #[error("the body is not a chat completion request: {0}")]
     Json(String),
+    #[error("cache-control: {0}")]
+    CacheControl(String),
     #[error("the body is larger than any that is read")]
     TooLarge,
     #[error("messages must have at least one message")]
@@ -69,9 +78,33 @@ struct View<'a> {
     #[serde(default)]
     tools: Option<Tools>,
     #[serde(borrow, default)]
+    temperature: Option<&'a RawValue>,
+    #[serde(default)]
+    cache: Option<CacheMember>,
+    #[serde(borrow, default)]
     functions: Option<&'a RawValue>,
     #[serde(borrow, default)]
     response_format: Option<&'a RawValue>,
+}
+
+/// What a body says of the cache, in the words of LiteLLM's proxy (docs.litellm.ai/docs/proxy/caching).
+#[derive(Deserialize)]
+struct CacheMember {
+    #[serde(default, rename = "no-cache")]
+    no_cache: bool,
+    #[serde(default, rename = "no-store")]
+    no_store: bool,
+    #[serde(default)]
+    ttl: Option<u64>,
+    #[serde(default, rename = "s-maxage")]
+    max_age: Option<u64>,
+}
+
+impl From<CacheMember> for Directives {
+    fn from(member: CacheMember) -> Self {
+        let CacheMember { no_cache, no_store, ttl, max_age } = member;
+        Self { no_cache, no_store, max_age_seconds: max_age, ttl_seconds: ttl }
+    }
 }
 
 #[derive(Deserialize)]
@@ -112,6 +145,9 @@ pub fn read(body: &[u8]) -> Result<Content, Error> {
         model: view.model.map(Cow::into_owned),
         stream: view.stream.unwrap_or(false),
         include_usage: view.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
+        is_steady: view.temperature.and_then(|value| value.get().parse::<f64>().ok()).is_some_and(|value| value == 0.0),
+        has_tools: tools.count > 0 || view.functions.is_some_and(|functions| functions.get() != "null"),
+        cache: view.cache.map(Directives::from).unwrap_or_default(),
         features: Features {
             body_bytes: body.len() as u64,
             messages: view.messages.count,

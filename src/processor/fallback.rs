@@ -52,6 +52,10 @@ pub fn next(control: &Tables, open: &OpenRequest, report: &AttemptReport, at: Ti
         AttemptEnd::Failed(failure) => failure,
     };
     let error = refusal::upstream(failure);
+    if open.started.source.is_served() && report.content_frames == 0 && at < open.admitted.deadline_at {
+        // What was found is not to be had: it is asked as if nothing had been found.
+        return Next::Call { first: 1, context_above: None, error };
+    }
     if report.content_frames > 0 || !may_call(open, at) {
         return settle(Outcome::Failed, error);
     }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use sha2::{Digest as _, Sha256};
 
+use super::cache::{Bodies, Directives, Wanted};
 use super::checkpoint::{self, Cut, Parts};
 use super::inference::{AttemptEnd, AttemptReport};
 use super::ledger::{Ledger, Posted};
@@ -21,7 +22,8 @@ use crate::provider::{FailureClass, Summary};
 use crate::random::Random;
 use crate::records::UsageSource;
 use crate::records::control::{
-    Budget, ControlRecord, Entity, EntityKind, Key, Limits, ModelLimits, Organization, Plan, Spend, Stamp, WhenShort,
+    Budget, Caching, ControlRecord, Entity, EntityKind, Key, Limits, ModelLimits, Organization, Plan, Spend, Stamp,
+    WhenShort,
 };
 use crate::records::journal::{Account, Booking, Entry, OwnershipTaken, RequestRefused, Tenancy};
 use crate::records::state::Marker;
@@ -43,6 +45,7 @@ impl Random {
 enum Asked {
     Chat(Box<Chat>),
     Cancel(Cancel),
+    Purge(PurgeCache),
 }
 
 /// A provider call under way.
@@ -50,6 +53,8 @@ enum Asked {
 struct Call {
     key: RequestKey,
     attempt: u32,
+    /// Nobody is really called.
+    is_served: bool,
 }
 
 /// A process that believes to own the partition.
@@ -102,7 +107,8 @@ pub fn with_a_tight_plan(mut tables: Tables) -> Tables {
         ..Budget::default()
     };
     let model_limits = vec![ModelLimits { model: "two".parse().unwrap(), limits: limits(60, 400, 3) }];
-    let plan = Plan { limits: limits(60, 500, 4), model_limits, budget, ..Plan::default() };
+    let cache = Some(Caching { ttl_seconds: 90, entries_max: 2, bytes_max: 25, any_temperature: true, tools: false });
+    let plan = Plan { limits: limits(60, 500, 4), model_limits, budget, cache, ..Plan::default() };
     let acme = Organization { plan: Some("tight".parse().unwrap()), ..Organization::named("Acme") };
     let key =
         Key { limits: limits(30, 300, 3), spend: spend(215_000, 260_000), ..Key::of(vec![], "h".into(), "p".into()) };
@@ -251,11 +257,19 @@ impl World {
     fn run(&mut self, owner: usize, command: Command) {
         match command {
             Command::Call(call) => {
-                self.owners[owner].calls.push(Call { key: call.key.clone(), attempt: call.attempt });
+                self.owners[owner].calls.push(Call { key: call.key.clone(), attempt: call.attempt, is_served: false });
                 self.made.push((call.key, call.attempt, self.journal.len()));
             }
+            Command::Serve(serving) => {
+                self.owners[owner].calls.push(Call {
+                    key: serving.key.clone(),
+                    attempt: serving.attempt,
+                    is_served: true,
+                });
+                self.made.push((serving.key, serving.attempt, self.journal.len()));
+            }
             // The end of an aborted call is told as any other's.
-            Command::Abort(_) => {}
+            Command::Abort(_) | Command::Keep { .. } | Command::Forget { .. } => {}
             Command::Answer { frame, .. } => {
                 let FrameBody::Terminal(terminal) = &frame.body else { panic!("a decision publishes terminals only") };
                 let key = key_of(&frame.organization, &frame.request_id);
@@ -278,7 +292,9 @@ impl World {
             1 => (failed(FailureClass::Cut), reported(2, 1), 1),
             _ => (AttemptEnd::Completed, reported(3, 5), 0),
         };
-        let report = AttemptReport { content_frames: frames, ..ended(call.key.clone(), call.attempt, end, summary) };
+        let kept_bytes = (!call.is_served && end == AttemptEnd::Completed).then_some(10);
+        let (called, ended) = (!call.is_served, ended(call.key.clone(), call.attempt, end, summary));
+        let report = AttemptReport { content_frames: frames, kept_bytes, called, ..ended };
         let before = self.journal.len();
         self.decide(owner, &Input::AttemptEnded(Box::new(report)));
         // What reached the journal is money that must be found again; what did not, nobody can know.
@@ -304,17 +320,33 @@ impl World {
         match asked {
             Asked::Chat(chat) => {
                 let (content, fingerprint) = (content::read(&chat.body), None);
-                self.decide(owner, &Input::Chat { source_offset, received_at, chat: &chat, content, fingerprint });
+                let cache = (!self.random.one_in(4)).then(|| {
+                    let directives = Directives {
+                        no_cache: self.random.one_in(8),
+                        no_store: self.random.one_in(8),
+                        max_age_seconds: self.random.one_in(8).then_some(50),
+                        ttl_seconds: self.random.one_in(8).then_some(1),
+                    };
+                    let bodies = Bodies::Recorded { is_lost: self.random.one_in(8) };
+                    Wanted { content: Fingerprint::new(self.random.below(3).into()), directives, bodies }
+                });
+                let chat = &chat;
+                self.decide(owner, &Input::Chat { source_offset, received_at, chat, content, fingerprint, cache });
             }
             Asked::Cancel(cancel) => {
                 self.decide(owner, &Input::Cancel { source_offset, received_at, cancel: &cancel });
             }
+            Asked::Purge(purge) => self.decide(owner, &Input::PurgeCache { source_offset, purge: &purge }),
         }
     }
 
     fn ask(&mut self) {
         let name = RequestId::parse(&format!("r{}-{}", self.epoch, self.random.below(8))).unwrap();
         let asked = match self.random.below(6) {
+            _ if self.random.one_in(50) => {
+                let before = self.random.one_in(2).then_some(self.now);
+                Asked::Purge(PurgeCache { organization: hello("two").organization, model: None, before })
+            }
             0 => {
                 let organization = hello("two").organization;
                 Asked::Cancel(Cancel { request_id: name, organization, reason: "gone".into() })
@@ -369,10 +401,17 @@ impl World {
 
     fn tick(&mut self, owner: usize) {
         let now = self.now.max(self.owners[owner].tenure.state().clock);
+        if self.tenure_has_expired(owner, now) {
+            self.decide(owner, &Input::CacheExpired);
+        }
         if let Some(key) = self.owners[owner].tenure.state().overdue(now).cloned() {
             self.overdue += 1;
             self.decide(owner, &Input::Overdue { key, simulated: true });
         }
+    }
+
+    fn tenure_has_expired(&self, owner: usize, now: Timestamp) -> bool {
+        self.owners[owner].tenure.state().cache.expired(now).is_some()
     }
 
     /// Everybody but a last owner is gone, and nothing is lost any more.
@@ -475,7 +514,11 @@ impl World {
                     Fact::AttemptProgressed(_)
                     | Fact::CancelRequested(_)
                     | Fact::Overdrawn(_)
-                    | Fact::ThresholdCrossed(_) => {}
+                    | Fact::ThresholdCrossed(_)
+                    | Fact::CacheLookedUp(_)
+                    | Fact::CacheInserted(_)
+                    | Fact::CacheEvicted(_)
+                    | Fact::CachePurged(_) => {}
                 }
             }
         }
@@ -548,9 +591,13 @@ impl Naive {
             match fact {
                 Fact::AttemptEnded(posting) => {
                     self.post(posting, commit.at, &terms);
-                    assert!(self.reserved.remove(&(key.clone(), posting.attempt)).is_some(), "released once");
+                    let released = self.reserved.remove(&(key.clone(), posting.attempt)).is_some();
+                    assert_eq!(released, !posting.source.is_served(), "released once");
                 }
                 Fact::OrphanPosted(orphan) => self.post(&orphan.posting, commit.at, &terms),
+                Fact::AttemptStarted(started) if started.source.is_served() => {
+                    assert_eq!(started.reservation, None, "nobody is called");
+                }
                 Fact::AttemptStarted(started) => {
                     let reservation = started.reservation.as_ref().expect("a reservation");
                     let of = (reservation.accounts.clone(), reservation.amount_pico_usd);
@@ -602,6 +649,7 @@ pub fn journal(seed: u64) -> (Vec<Entry>, Tables) {
 fn every_history_of_crashes_stalls_and_losses_ends_with_each_request_settled_once() {
     let (mut crashes, mut stalls, mut fenced, mut overdue, mut orphans, mut shortened) = (0, 0, 0, 0, 0, 0);
     let (mut short, mut corrected) = (0, 0);
+    let (mut hits, mut shared, mut kept, mut evicted, mut purged) = (0, 0, 0, 0, 0);
     for seed in 1..=HISTORIES {
         let mut world = World::new(seed);
         for _ in 0..STEPS {
@@ -624,6 +672,14 @@ fn every_history_of_crashes_stalls_and_losses_ends_with_each_request_settled_onc
                         corrected += u32::from(orphan.corrects_pico_usd.is_some());
                     }
                     Fact::RequestRefused(refused) => short += u32::from(refused.code == refusal::INSUFFICIENT_QUOTA),
+                    Fact::AttemptStarted(started) => match started.source {
+                        AttemptSource::Cache => hits += 1,
+                        AttemptSource::Shared => shared += 1,
+                        AttemptSource::Provider | AttemptSource::Unknown => {}
+                    },
+                    Fact::CacheInserted(_) => kept += 1,
+                    Fact::CacheEvicted(_) => evicted += 1,
+                    Fact::CachePurged(of) => purged += u32::from(of.entries > 0),
                     _ => {}
                 }
             }
@@ -632,6 +688,8 @@ fn every_history_of_crashes_stalls_and_losses_ends_with_each_request_settled_onc
     // The faults did happen, and money was short.
     let happened = [crashes, stalls, fenced, overdue, orphans, shortened, short, corrected];
     assert!(happened.iter().all(|times| *times > 1_000), "{happened:?}");
+    let cached = [hits, shared, kept, evicted, purged];
+    assert!(cached.iter().all(|times| *times > 100), "{cached:?}");
 }
 
 #[test]
@@ -647,6 +705,6 @@ fn the_fold_is_of_its_version() {
     }
     // When the fold, or the form of what it keeps, has changed: raise FOLD_VERSION, so that no checkpoint of the old one is
     // taken. When these histories have: only put in the new digest.
-    let expected = (5, "cdb5dad75cc7bac4");
+    let expected = (6, "f22e4aed8b2b2694");
     assert_eq!((checkpoint::FOLD_VERSION, hex::encode(&hash.finalize()[..8]).as_str()), expected);
 }

@@ -6,7 +6,8 @@ use super::state::OpenRequest;
 use crate::control::Tables;
 use crate::domain::{PicoUsd, RequestKey, Timestamp, TokenUsage};
 use crate::provider::{Failure, FailureClass, Summary};
-use crate::records::journal::{AttemptEnded, Features, RequestSettled};
+use crate::records::control::PriceEntry;
+use crate::records::journal::{AttemptEnded, Features, RequestSettled, Saved};
 use crate::records::{Outcome, UsageSource};
 
 /// Bytes of text per token, where a count has to be estimated: OpenAI's rule of thumb for English
@@ -46,6 +47,8 @@ pub struct AttemptReport {
     pub shortfall: Option<String>,
     /// The answer that fell short, after which this attempt was made.
     pub earlier: Option<Bytes>,
+    /// Bytes of the answer, when it is at hand as a whole to be kept.
+    pub kept_bytes: Option<u64>,
 }
 
 /// How a provider call ended.
@@ -65,7 +68,9 @@ pub fn posting(control: &Tables, open: &OpenRequest, report: &AttemptReport) -> 
         AttemptEnd::Failed(failure) => (Outcome::Failed, Some(failure)),
     };
     let (usage, usage_source) = usage_of(open, report);
+    let saved = report.summary.usage.filter(|_| open.started.source.is_served() && report.end == AttemptEnd::Completed);
     AttemptEnded {
+        saved: saved.map(|usage| Saved { usage, cost_pico_usd: price_of(control, open, &usage) }),
         simulated: report.simulated,
         error_code: failure.map(|f| f.class.code().to_owned()),
         upstream_status: failure.and_then(|f| f.upstream_status),
@@ -105,7 +110,7 @@ fn seen_output(open: &OpenRequest) -> u64 {
 fn unreported(control: &Tables, open: &OpenRequest, (outcome, code): (Outcome, &str), output: u64) -> AttemptEnded {
     let input = Some(counted_input(&open.admitted.features));
     let usage = TokenUsage { input, output: Some(output), ..TokenUsage::default() };
-    let (usage, source) = match open.is_posted_by_orphan {
+    let (usage, source) = match open.is_posted_by_orphan || open.started.source.is_served() {
         true => (TokenUsage::NOTHING, UsageSource::None),
         false => (usage, UsageSource::Estimated),
     };
@@ -125,9 +130,8 @@ fn priced(
 ) -> AttemptEnded {
     let started = &open.started;
     let model = control.model(&started.model);
-    let deployment = model.and_then(|(_, model)| model.value.deployment(&started.deployment));
-    let price = deployment.and_then(|d| d.price_at(open.started_at, usage.total_input()));
-    let priced = price.and_then(|entry| entry.price().cost(&usage)).filter(|cost| cost.to_long().is_some());
+    let price = price_entry(control, open, &usage);
+    let priced = price_of(control, open, &usage);
     let (cost, usage_source) = match (priced, &started.reservation) {
         (Some(cost), _) => (Some(cost), usage_source),
         _ if usage == TokenUsage::NOTHING => (Some(PicoUsd::ZERO), usage_source),
@@ -157,7 +161,19 @@ fn priced(
         booking: None,
         retry_after_ms: None,
         shortfall: None,
+        source: started.source,
+        saved: None,
     }
+}
+
+/// The price of the current attempt for so many tokens.
+fn price_entry<'a>(control: &'a Tables, open: &OpenRequest, usage: &TokenUsage) -> Option<&'a PriceEntry> {
+    let (_, model) = control.model(&open.started.model)?;
+    model.value.deployment(&open.started.deployment)?.price_at(open.started_at, usage.total_input())
+}
+
+fn price_of(control: &Tables, open: &OpenRequest, usage: &TokenUsage) -> Option<PicoUsd> {
+    price_entry(control, open, usage)?.price().cost(usage).filter(|cost| cost.to_long().is_some())
 }
 
 /// The terminal fact of a request whose last posting is `last`.
@@ -189,6 +205,9 @@ pub fn sum(a: Option<PicoUsd>, b: Option<PicoUsd>) -> Option<PicoUsd> {
 
 /// What the provider reported; known zeros where it cannot have worked; else an estimate, marked as such.
 fn usage_of(open: &OpenRequest, report: &AttemptReport) -> (TokenUsage, UsageSource) {
+    if open.started.source.is_served() {
+        return (TokenUsage::NOTHING, UsageSource::None);
+    }
     let features = &open.admitted.features;
     let output = || match is_unseen(report) {
         true => unseen_output(open, report.duration_ms),

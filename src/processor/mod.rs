@@ -6,6 +6,8 @@
 
 mod admission;
 pub mod budget;
+pub mod cache;
+pub mod canonical;
 pub mod checkpoint;
 pub mod content;
 pub mod fallback;
@@ -33,13 +35,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::control::Tables;
-use crate::domain::{OrganizationId, RequestId, RequestKey, Timestamp};
+use crate::domain::{Fingerprint, OrganizationId, RequestId, RequestKey, Timestamp};
 use crate::records::Outcome;
 use crate::records::journal::{
-    AttemptEnded, AttemptProgressed, AttemptStarted, CancelRequested, Candidate, Commit, Fact, InputKind,
-    RecordSkipped, RequestAdmitted, RequestContext, RequestRouted, RequestSettled, Standing, Tiering,
+    AttemptEnded, AttemptProgressed, AttemptSource, AttemptStarted, CacheEvicted, CacheInserted, CachePurged,
+    CancelRequested, Candidate, Commit, Eviction, Fact, InputKind, RecordSkipped, RequestAdmitted, RequestContext,
+    RequestRouted, RequestSettled, Standing, Tiering,
 };
-use crate::records::requests::{Cancel, Chat};
+use crate::records::requests::{Cancel, Chat, PurgeCache};
 use crate::records::responses::{ApiError, Frame, FrameBody, Head, Terminal};
 use admission::Arrival;
 use budget::{Before, Held, Passed, Question};
@@ -64,12 +67,20 @@ pub enum Input<'a> {
         content: Result<Content, content::Error>,
         /// Keyed hash of the body.
         fingerprint: Option<String>,
+        /// `None`: the cache is nothing for it.
+        cache: Option<cache::Wanted<'a>>,
     },
     Cancel {
         source_offset: i64,
         received_at: Timestamp,
         cancel: &'a Cancel,
     },
+    PurgeCache {
+        source_offset: i64,
+        purge: &'a PurgeCache,
+    },
+    /// The time of some answers that are kept is over.
+    CacheExpired,
     /// A record that has been put elsewhere: into `dead-letters`, or on the partition where it belongs.
     Skip {
         source_offset: i64,
@@ -149,6 +160,39 @@ pub enum Command {
         partition: i32,
         frame: Box<Frame>,
     },
+    /// Answer with what is kept, or with what another request's call gives.
+    Serve(Box<Serving>),
+    /// Keep the answer of this request for those who ask the same.
+    Keep {
+        of: RequestKey,
+        fingerprint: Fingerprint,
+        expires_at: Timestamp,
+    },
+    /// Keep these answers no longer.
+    Forget {
+        organization: OrganizationId,
+        fingerprints: Vec<Fingerprint>,
+    },
+}
+
+/// An answer to give without a call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Serving {
+    pub key: RequestKey,
+    pub attempt: u32,
+    pub head: Head,
+    pub from: ServedFrom,
+    pub deadline_at: Timestamp,
+    pub reply_partition: i32,
+    pub reply_nonce: Option<String>,
+}
+
+/// What it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServedFrom {
+    Cache(Fingerprint),
+    /// The call of this request of the same organization.
+    Call(RequestId),
 }
 
 /// A provider call to make.
@@ -170,6 +214,8 @@ pub struct ProviderCall {
     pub delay_ms: u64,
     /// What a whole answer may lack so that the next tier is asked.
     pub judged_for: Vec<String>,
+    /// Others may ask the same, while it is under way or later.
+    pub is_kept: bool,
     pub reply_partition: i32,
     pub reply_nonce: Option<String>,
 }
@@ -177,13 +223,14 @@ pub struct ProviderCall {
 /// Decides what becomes of an input.
 pub fn decide(state: &State, input: &Input<'_>, context: &Context<'_>) -> Decision {
     match input {
-        Input::Chat { source_offset, received_at, chat, content, fingerprint } => admission::decide(
+        Input::Chat { source_offset, received_at, chat, content, fingerprint, cache } => admission::decide(
             state,
             Arrival {
                 source_offset: *source_offset,
                 received_at: *received_at,
                 chat,
                 fingerprint: fingerprint.as_deref(),
+                cache: *cache,
             },
             content,
             context,
@@ -191,6 +238,8 @@ pub fn decide(state: &State, input: &Input<'_>, context: &Context<'_>) -> Decisi
         Input::Cancel { source_offset, received_at, cancel } => {
             decide_cancel(state, *source_offset, *received_at, cancel)
         }
+        Input::PurgeCache { source_offset, purge } => decide_purge(state, *source_offset, purge),
+        Input::CacheExpired => decide_expired(state, context),
         Input::Skip { source_offset, reason } => skip(*source_offset, reason),
         Input::AttemptEnded(report) => decide_attempt_ended(state, report, context),
         Input::AttemptProgressed(key, progressed) => decide_progressed(state, key, *progressed),
@@ -230,9 +279,54 @@ fn decide_cancel(state: &State, source_offset: i64, received_at: Timestamp, canc
         organization: Some(cancel.organization.clone()),
         request: Some(request),
         facts: vec![Fact::CancelRequested(CancelRequested { reason, open: open.is_some() })],
-        commands: open.map(|_| Command::Abort(key)).into_iter().collect(),
+        commands: open.map(|open| aborted(state, key, open)).unwrap_or_default(),
         health: Vec::new(),
     }
+}
+
+/// The calls that end with a cancelled request: its own, unless others wait for it; and the one that it was the last to
+/// wait for.
+fn aborted(state: &State, key: RequestKey, open: &OpenRequest) -> Vec<Command> {
+    let organization = key.organization.clone();
+    if state.cache.followers(&organization, &key.request) > 0 {
+        return Vec::new();
+    }
+    let leader = open.started.shared_with.as_ref().filter(|_| open.started.source == AttemptSource::Shared);
+    let is_last = |leader: &&RequestId| state.cache.followers(&organization, leader) == 1;
+    let leader = leader.filter(is_last).map(|leader| key_of(&organization, leader));
+    let left = leader.filter(|leader| state.open(leader).is_some_and(|open| open.cancelled));
+    [Some(key), left].into_iter().flatten().map(Command::Abort).collect()
+}
+
+fn decide_purge(state: &State, source_offset: i64, purge: &PurgeCache) -> Decision {
+    let PurgeCache { organization, model, before } = purge;
+    let fingerprints = state.cache.to_purge(organization, model.as_ref(), *before);
+    let purged = CachePurged { model: model.clone(), before: *before, entries: fingerprints.len() as u64 };
+    Decision {
+        source_offset: Some(source_offset),
+        organization: Some(organization.clone()),
+        facts: vec![Fact::CachePurged(purged)],
+        commands: forget(organization, fingerprints),
+        ..nothing(InputKind::Record)
+    }
+}
+
+fn decide_expired(state: &State, context: &Context<'_>) -> Decision {
+    let Some((organization, fingerprints)) = state.cache.expired(context.at) else {
+        return nothing(InputKind::Timer);
+    };
+    let evicted = CacheEvicted { fingerprints: fingerprints.clone(), reason: Eviction::Expired };
+    Decision {
+        organization: Some(organization.clone()),
+        facts: vec![Fact::CacheEvicted(evicted)],
+        commands: forget(organization, fingerprints),
+        ..nothing(InputKind::Timer)
+    }
+}
+
+fn forget(organization: &OrganizationId, fingerprints: Vec<Fingerprint>) -> Vec<Command> {
+    let is_any = !fingerprints.is_empty();
+    is_any.then(|| Command::Forget { organization: organization.clone(), fingerprints }).into_iter().collect()
 }
 
 fn skip(source_offset: i64, reason: &str) -> Decision {
@@ -295,11 +389,13 @@ fn decide_attempt_ended(state: &State, report: &AttemptReport, context: &Context
         }
     };
     let settled = inference::settlement(open, &posting, outcome, status, context.at);
+    let cache = cache::outcome_of(open.started.source, open.looked_up.as_ref());
     let last = Terminal {
-        head: Some(head_of(&open.routed.candidates[open.candidate])),
+        head: Some(Head { cache, ..head_of(&open.routed.candidates[open.candidate]) }),
         body: report.body.clone(),
-        usage: Some(posting.usage),
+        usage: Some(posting.told_usage()),
         cost_pico_usd: settled.cost_pico_usd,
+        saved_pico_usd: posting.saved.and_then(|saved| saved.cost_pico_usd),
         finish_reason: posting.finish_reason.clone(),
         error,
         ..Terminal::of(outcome)
@@ -316,7 +412,44 @@ fn decide_attempt_ended(state: &State, report: &AttemptReport, context: &Context
         _ => last,
     };
     let answer = answer(&report.key, open, settled.content_frames, terminal, context);
-    Decision { facts: ended(posting, booked, settled), commands: vec![answer], ..decided }
+    let kept = keep(state, open, report, &posting, context);
+    let (mut facts, mut commands) = (ended(posting, booked, settled), vec![answer]);
+    if let Some((inserted, evicted)) = kept {
+        let (of, fingerprint, expires_at) = (report.key.clone(), inserted.fingerprint, inserted.expires_at);
+        // The answer is at hand until its request is over.
+        commands.insert(0, Command::Keep { of, fingerprint, expires_at });
+        facts.push(Fact::CacheInserted(Box::new(inserted)));
+        if !evicted.is_empty() {
+            let fingerprints = evicted.clone();
+            facts.push(Fact::CacheEvicted(CacheEvicted { fingerprints, reason: Eviction::LeastRecentlyUsed }));
+            commands.extend(forget(&report.key.organization, evicted));
+        }
+    }
+    Decision { facts, commands, ..decided }
+}
+
+/// Whether an answer is kept for those who ask the same, and what has to go for it. Only what is whole is kept.
+fn keep(
+    state: &State,
+    open: &OpenRequest,
+    report: &AttemptReport,
+    posting: &AttemptEnded,
+    context: &Context<'_>,
+) -> Option<(CacheInserted, Vec<Fingerprint>)> {
+    let looked_up = open.looked_up.as_ref().filter(|looked_up| looked_up.keeps)?;
+    let bytes = report.kept_bytes.filter(|_| report.end == AttemptEnd::Completed && report.shortfall.is_none())?;
+    let organization = &report.key.organization;
+    let terms = context.control.terms(organization, open.context.key_id.as_ref())?;
+    let caching = terms.plan.cache.as_ref()?;
+    let is_whole = match posting.finish_reason.as_deref() {
+        Some("stop") => true,
+        Some("tool_calls" | "function_call") => caching.tools,
+        _ => false,
+    };
+    let AttemptEnded { model, deployment, provider, tier, source, .. } = posting;
+    let answer = cache::Kept { bytes, model, deployment, provider, tier: *tier };
+    (is_whole && *source == AttemptSource::Provider)
+        .then(|| cache::insert(&state.cache, organization, looked_up, answer, (caching, context.at)))?
 }
 
 /// The next tier is asked for what an answer lacks.
@@ -431,7 +564,9 @@ fn call_again(
     let offer = question.offer(anew.candidates, anew.first, true, &mut passed).ok()?;
     let started = AttemptStarted { delay_ms: anew.delay_ms, ..offer.started };
     let candidate = &anew.candidates[offer.index];
-    let call = call(context.control, key.clone(), candidate, &started, &open.admitted, &open.context)?;
+    let mut call = call(context.control, key.clone(), candidate, &started, &open.admitted, &open.context)?;
+    call.head.cache = cache::outcome_of(started.source, open.looked_up.as_ref());
+    call.is_kept = open.looked_up.as_ref().is_some_and(|looked_up| looked_up.keeps);
     Some(Again { routed: None, started, call: Command::Call(Box::new(call)), health: passed.health })
 }
 
@@ -520,6 +655,7 @@ fn head_of(candidate: &Candidate) -> Head {
         deployment: candidate.deployment.clone(),
         tier: candidate.tier,
         rate_limits: None,
+        cache: None,
     }
 }
 
@@ -546,6 +682,7 @@ fn call(
         deadline_at: admitted.deadline_at,
         delay_ms: started.delay_ms,
         judged_for: judged_for(control, request),
+        is_kept: false,
         reply_partition: admitted.reply_partition,
         reply_nonce: admitted.reply_nonce.clone(),
     })

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::cache::{Bodies, Directives, Wanted};
 use super::content::Content;
 use super::health::Health;
 use super::inference::{AttemptEnd, AttemptReport};
@@ -17,8 +18,11 @@ use super::{Bounds, Capacity, Context, Decision, Input, decide};
 use crate::control::Tables;
 use crate::domain::{OrganizationId, Timestamp};
 use crate::provider::{Failure, FailureClass, Summary};
-use crate::records::journal::{AttemptEnded, Commit, Fact, Features, InputKind, RequestContext, RequestRefused, Told};
-use crate::records::requests::{Cancel, Chat};
+use crate::records::journal::{
+    AttemptEnded, CacheLookedUp, CacheOutcome, CachePurged, Commit, Fact, Features, InputKind, RequestContext,
+    RequestRefused, Told,
+};
+use crate::records::requests::{Cancel, Chat, PurgeCache};
 use crate::records::{Outcome, UsageSource};
 
 /// What the gateway's own bounds decided is in the record already.
@@ -52,6 +56,10 @@ pub enum Given<'a> {
         received_at: Timestamp,
         cancel: Cancel,
     },
+    Purge {
+        source_offset: i64,
+        purge: PurgeCache,
+    },
     /// No record, or one that was put elsewhere.
     Other(Input<'a>),
     /// A refusal whose reason is in the content.
@@ -70,6 +78,8 @@ pub struct Asked {
     pub fingerprint: Option<String>,
     /// What there was room for.
     pub capacity: Capacity,
+    /// What it wanted of the cache.
+    pub cache: Option<Wanted<'static>>,
 }
 
 impl Asked {
@@ -79,11 +89,15 @@ impl Asked {
             model: None,
             stream: self.stream,
             include_usage: self.include_usage,
+            is_steady: false,
+            has_tools: false,
+            cache: Directives::default(),
             features: self.features,
             spoken: Box::default(),
         };
-        let Self { source_offset, received_at, ref chat, ref fingerprint, .. } = *self;
-        Input::Chat { source_offset, received_at, chat, content: Ok(content), fingerprint: fingerprint.clone() }
+        let Self { source_offset, received_at, ref chat, ref fingerprint, cache, .. } = *self;
+        let fingerprint = fingerprint.clone();
+        Input::Chat { source_offset, received_at, chat, content: Ok(content), fingerprint, cache }
     }
 }
 
@@ -112,6 +126,12 @@ pub fn redecide(state: &State, commit: &Commit, control: &Tables) -> Again {
 pub fn given<'a>(state: &State, commit: &'a Commit) -> Result<Given<'a>, &'static str> {
     let (Some(organization), Some(request)) = (&commit.organization, &commit.request) else {
         return match &commit.facts[..] {
+            [Fact::CacheEvicted(_)] if commit.input == InputKind::Timer => Ok(Given::Other(Input::CacheExpired)),
+            [Fact::CachePurged(CachePurged { model, before, .. })] => {
+                let organization = commit.organization.clone().ok_or("it purges the cache of nobody")?;
+                let purge = PurgeCache { organization, model: model.clone(), before: *before };
+                Ok(Given::Purge { source_offset: commit.source_offset.unwrap_or(-1), purge })
+            }
             [Fact::RecordSkipped(skipped)] => {
                 let source_offset = commit.source_offset.unwrap_or(-1);
                 Ok(Given::Other(Input::Skip { source_offset, reason: &skipped.reason }))
@@ -142,6 +162,10 @@ pub fn decide_given(
         Given::Chat(asked) => decide(state, &asked.input(), &context(asked.capacity)),
         Given::Cancel { source_offset, received_at, cancel } => {
             let input = Input::Cancel { source_offset: *source_offset, received_at: *received_at, cancel };
+            decide(state, &input, &context(Capacity::Free))
+        }
+        Given::Purge { source_offset, purge } => {
+            let input = Input::PurgeCache { source_offset: *source_offset, purge };
             decide(state, &input, &context(Capacity::Free))
         }
         Given::Other(input) => decide(state, input, &context(Capacity::Free)),
@@ -199,6 +223,7 @@ fn of_record<'a>(
             features: record.features,
             fingerprint: record.fingerprint.map(str::to_owned),
             capacity,
+            cache: commit.facts.iter().find_map(wanted_of),
         })))
     };
     match commit.facts.first() {
@@ -247,6 +272,17 @@ fn of_record<'a>(
     }
 }
 
+/// What a request wanted of the cache, by what became of that.
+fn wanted_of(fact: &Fact) -> Option<Wanted<'static>> {
+    let Fact::CacheLookedUp(looked_up) = fact else { return None };
+    let CacheLookedUp { content, outcome, keeps, ttl_seconds, max_age_seconds, .. } = *looked_up;
+    let directives =
+        Directives { no_cache: outcome == CacheOutcome::Bypassed, no_store: !keeps, max_age_seconds, ttl_seconds };
+    // Who shares a call had nothing at hand.
+    let is_lost = matches!(outcome, CacheOutcome::Lost | CacheOutcome::Shared);
+    Some(Wanted { content, directives, bodies: Bodies::Recorded { is_lost } })
+}
+
 /// Whether the reason of a refusal is in what the journal does not hold.
 fn is_from_the_record(refused: &RequestRefused, request: &RequestContext) -> bool {
     let nameless = refused.code == "model_not_found" && request.requested_model.is_none();
@@ -289,6 +325,7 @@ impl<'a> OnRecord<'a> {
             content_type: "application/json".to_owned(),
             encryption_key_id: None,
             content_ref: None,
+            cache_control: None,
             body: Bytes::new(),
         }
     }
@@ -305,7 +342,7 @@ fn of_event<'a>(commit: &Commit, organization: &OrganizationId, request: &Reques
             called: posting.usage_source != UsageSource::None,
             end: end_of(posting)?,
             summary: Summary {
-                usage: Some(posting.usage),
+                usage: Some(posting.told_usage()),
                 finish_reason: posting.finish_reason.clone(),
                 ..Summary::default()
             },
@@ -317,6 +354,10 @@ fn of_event<'a>(commit: &Commit, organization: &OrganizationId, request: &Reques
             shortfall: posting.shortfall.clone(),
             // Kept only where another tier was asked, and given only where that one failed.
             earlier: (is_completed(commit) && posting.outcome == Outcome::Failed).then(Bytes::new),
+            kept_bytes: commit.facts.iter().find_map(|fact| match fact {
+                Fact::CacheInserted(inserted) => Some(inserted.bytes),
+                _ => None,
+            }),
         })),
         (InputKind::Provider, Fact::AttemptProgressed(progressed)) => Input::AttemptProgressed(key, *progressed),
         (InputKind::Takeover, Fact::AttemptEnded(posting)) => {

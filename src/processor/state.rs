@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{OrganizationId, PicoUsd, RequestId, RequestKey, Timestamp};
 use crate::records::journal::{
-    AttemptEnded, AttemptStarted, Candidate, Commit, Entry, Fact, InputKind, RecordSkipped, RequestAdmitted,
-    RequestContext, RequestRefused, RequestRouted, RequestSettled, Told,
+    AttemptEnded, AttemptSource, AttemptStarted, CacheLookedUp, Candidate, Commit, Entry, Fact, InputKind,
+    RecordSkipped, RequestAdmitted, RequestContext, RequestRefused, RequestRouted, RequestSettled, Told,
 };
 use crate::records::{Outcome, UsageSource};
 
+use super::cache;
 use super::inference;
 use super::ledger::{Asker, Estimate, Ledger};
 use super::memory::{Ended, Memory};
@@ -32,6 +33,7 @@ pub struct State {
     pub control_offset: Option<i64>,
     pub memory: Memory,
     pub ledger: Ledger,
+    pub cache: cache::Index,
     open: HashMap<RequestKey, OpenRequest>,
     /// The open requests by deadline.
     deadlines: BTreeSet<(Timestamp, RequestKey)>,
@@ -73,6 +75,12 @@ pub struct OpenRequest {
     pub retries: u32,
     /// Whose answer fell short, so that the next tier was asked.
     pub escalated: Option<Candidate>,
+    /// What was found of it in the cache.
+    pub looked_up: Option<CacheLookedUp>,
+    /// The first of its candidates is the one whose answer was found there.
+    pub has_found_first: bool,
+    /// Others that ask the same get the answer of its call.
+    pub leads: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -94,13 +102,49 @@ impl State {
         clock: Timestamp,
         last_source_offset: Option<i64>,
         control_offset: Option<i64>,
-        memory: Memory,
-        ledger: Ledger,
+        (memory, ledger, cache): (Memory, Ledger, cache::Index),
         open: impl IntoIterator<Item = (RequestKey, OpenRequest)>,
     ) -> Self {
-        let mut state = Self { clock, last_source_offset, control_offset, memory, ledger, ..Self::default() };
-        open.into_iter().for_each(|(key, open)| state.insert(key, open));
+        let mut state = Self { clock, last_source_offset, control_offset, memory, ledger, cache, ..Self::default() };
+        for (key, open) in open {
+            match (&open.started, &open.looked_up) {
+                (AttemptStarted { shared_with: Some(leader), .. }, _) => {
+                    state.cache.follower_came(&key.organization, leader);
+                }
+                (_, Some(looked_up)) if open.leads => {
+                    _ = state.cache.flight_began(&key.organization, looked_up.fingerprint, &key.request);
+                }
+                _ => {}
+            }
+            state.insert(key, open);
+        }
         state
+    }
+
+    /// The cache is used, or an equal request's call, or a call is made that others may use.
+    fn sourced(&mut self, key: &RequestKey) {
+        let Some(open) = self.open.get_mut(key) else { return };
+        let Some(looked_up) = &open.looked_up else { return };
+        let (organization, fingerprint) = (&key.organization, looked_up.fingerprint);
+        match (open.started.source, &open.started.shared_with) {
+            (AttemptSource::Cache, _) => self.cache.hit(organization, fingerprint),
+            (AttemptSource::Shared, Some(leader)) => self.cache.follower_came(organization, leader),
+            (AttemptSource::Provider, _) if looked_up.keeps => {
+                open.leads = self.cache.flight_began(organization, fingerprint, &key.request);
+            }
+            _ => {}
+        }
+    }
+
+    /// An attempt is over: nobody gets its answer any more.
+    fn unsourced(&mut self, key: &RequestKey) {
+        let Some(open) = self.open.get_mut(key) else { return };
+        if let Some(leader) = open.started.shared_with.take() {
+            self.cache.follower_went(&key.organization, &leader);
+        }
+        if let Some(looked_up) = open.looked_up.as_ref().filter(|_| std::mem::take(&mut open.leads)) {
+            self.cache.flight_ended(&key.organization, looked_up.fingerprint, &key.request);
+        }
     }
 
     pub fn open(&self, key: &RequestKey) -> Option<&OpenRequest> {
@@ -158,7 +202,7 @@ impl State {
             outcome: settled.outcome,
             status: settled.status,
             error_code: settled.error_code.clone(),
-            usage: last.map(|posting| posting.usage),
+            usage: last.map(AttemptEnded::told_usage),
             cost_pico_usd: settled.cost_pico_usd,
             finish_reason: last.and_then(|posting| posting.finish_reason.clone()),
             original: None,
@@ -193,11 +237,15 @@ pub fn evolve(state: &mut State, commit: &Commit) {
     state.last_source_offset = state.last_source_offset.max(commit.source_offset);
     state.memory.forget(state.clock);
     state.ledger.rest(state.clock);
-    let (Some(organization), Some(context)) = (&commit.organization, &commit.request) else { return };
+    let Some(organization) = &commit.organization else { return };
+    let Some(context) = &commit.request else {
+        return commit.facts.iter().for_each(|fact| evolve_cache(&mut state.cache, organization, fact, commit.at));
+    };
     let key = key_of(organization, &context.request_id);
     let asker = Asker { organization, key: context.key_id.as_ref() };
     let mut routed: Option<&Arc<RequestRouted>> = None;
     let mut admitted: Option<&RequestAdmitted> = None;
+    let mut looked_up: Option<&CacheLookedUp> = None;
     let mut last: Option<&AttemptEnded> = None;
     for fact in &commit.facts {
         match fact {
@@ -208,16 +256,18 @@ pub fn evolve(state: &mut State, commit: &Commit) {
                 if let Some(open) = state.open.get_mut(&key).filter(|_| admitted.is_none()) {
                     open.escalated = open.routed.candidates.get(open.candidate).cloned();
                     open.routed = fact.clone();
+                    open.has_found_first = false;
                 }
             }
             Fact::AttemptStarted(started) => match (admitted, routed, commit.source_offset) {
                 (Some(admitted), Some(routed), Some(source_offset)) => {
+                    let has_found_first = started.source.is_served();
                     let open = OpenRequest {
                         context: context.clone(),
                         source_offset,
                         admitted: admitted.clone(),
                         routed: routed.clone(),
-                        candidate: candidate_of(routed, started),
+                        candidate: candidate_of(routed, started, has_found_first),
                         attempt: started.attempt,
                         started: started.clone(),
                         started_at: commit.at,
@@ -228,14 +278,18 @@ pub fn evolve(state: &mut State, commit: &Commit) {
                         is_posted_by_orphan: false,
                         retries: 0,
                         escalated: None,
+                        looked_up: looked_up.cloned(),
+                        has_found_first,
+                        leads: false,
                     };
                     state.ledger.charged(asker, &admitted.limits, commit.at);
                     state.ledger.charged_for_model(asker, &started.model, started.limits.as_ref(), commit.at);
                     state.insert(key.clone(), open);
+                    state.sourced(&key);
                 }
                 _ => {
                     if let Some(open) = state.open.get_mut(&key) {
-                        let candidate = candidate_of(&open.routed, started);
+                        let candidate = candidate_of(&open.routed, started, open.has_found_first);
                         let is_retry = candidate == open.candidate && routed.is_none();
                         open.retries = if is_retry { open.retries + 1 } else { 0 };
                         open.candidate = candidate;
@@ -246,9 +300,14 @@ pub fn evolve(state: &mut State, commit: &Commit) {
                         open.is_posted_by_orphan = false;
                         state.ledger.charged_for_model(asker, &started.model, started.limits.as_ref(), commit.at);
                         state.ledger.started(asker, &started.model, started.reservation.as_ref());
+                        state.sourced(&key);
                     }
                 }
             },
+            Fact::CacheLookedUp(fact) => looked_up = Some(fact),
+            Fact::CacheInserted(_) | Fact::CacheEvicted(_) | Fact::CachePurged(_) => {
+                evolve_cache(&mut state.cache, organization, fact, commit.at);
+            }
             Fact::AttemptProgressed(fact) => {
                 if let Some(open) = state.open.get_mut(&key).filter(|open| open.attempt == fact.attempt) {
                     open.progress = Progress { content_frames: fact.content_frames, text_bytes: fact.text_bytes };
@@ -256,6 +315,9 @@ pub fn evolve(state: &mut State, commit: &Commit) {
             }
             Fact::AttemptEnded(posting) => {
                 last = Some(posting);
+                if state.open.get(&key).is_some_and(|open| open.attempt == posting.attempt) {
+                    state.unsourced(&key);
+                }
                 let mut reserved = PicoUsd::ZERO;
                 if let Some(open) = state.open.get_mut(&key).filter(|open| open.attempt == posting.attempt) {
                     open.posted = inference::sum(open.posted, posting.cost_pico_usd);
@@ -304,6 +366,18 @@ pub fn evolve(state: &mut State, commit: &Commit) {
     }
 }
 
+fn evolve_cache(cache: &mut cache::Index, organization: &OrganizationId, fact: &Fact, at: Timestamp) {
+    match fact {
+        Fact::CacheInserted(inserted) => cache.inserted(organization, inserted, at),
+        Fact::CacheEvicted(evicted) => evicted.fingerprints.iter().for_each(|one| cache.remove(organization, *one)),
+        Fact::CachePurged(purged) => {
+            let meant = cache.to_purge(organization, purged.model.as_ref(), purged.before);
+            meant.into_iter().for_each(|one| cache.remove(organization, one));
+        }
+        _ => {}
+    }
+}
+
 /// Input and output tokens of an attempt.
 fn tokens_of(posting: &AttemptEnded) -> u64 {
     posting.usage.total_input().unwrap_or(0).saturating_add(posting.usage.output.unwrap_or(0))
@@ -331,6 +405,10 @@ fn ended_without_call(key: &RequestKey, at: Timestamp, told: &Told) -> Ended {
     }
 }
 
-fn candidate_of(routed: &RequestRouted, started: &AttemptStarted) -> usize {
-    routed.candidates.iter().position(|c| c.model == started.model && c.deployment == started.deployment).unwrap_or(0)
+/// The number of the candidate that is called; the first may be one that was found in the cache, and is not.
+fn candidate_of(routed: &RequestRouted, started: &AttemptStarted, has_found_first: bool) -> usize {
+    let skipped = usize::from(has_found_first && !started.source.is_served());
+    let mut candidates = routed.candidates.iter().skip(skipped);
+    let is_it = |c: &Candidate| c.model == started.model && c.deployment == started.deployment;
+    candidates.position(is_it).map_or(0, |place| place + skipped)
 }

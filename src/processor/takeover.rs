@@ -38,8 +38,11 @@ pub(super) fn decide(
         && open.progress.content_frames == 0
         && open.attempt < open.routed.max_attempts
         && context.at < open.admitted.deadline_at;
-    let candidates = std::slice::from_ref(&open.routed.candidates[open.candidate]);
-    match may_call.then(|| call_again(state, open, key, Anew::same(candidates, 0), &posting, context)).flatten() {
+    let anew = match open.started.source.is_served() {
+        true => Anew::from(&open.routed.candidates, 1),
+        false => Anew::same(std::slice::from_ref(&open.routed.candidates[open.candidate]), 0),
+    };
+    match may_call.then(|| call_again(state, open, key, anew, &posting, context)).flatten() {
         Some(again) => {
             let (posting, booked) = book(state, key, open, posting, context);
             let mut facts = vec![Fact::AttemptEnded(Box::new(posting))];

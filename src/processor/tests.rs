@@ -1,5 +1,6 @@
 //! The synchronous driver: given these facts, when this input arrives, then these facts and commands.
 
+mod cache;
 mod fallback;
 mod money;
 
@@ -150,6 +151,7 @@ fn chat(body: &str) -> Chat {
         encryption_key_id: None,
         content_ref: None,
         body: Bytes::copy_from_slice(body.as_bytes()),
+        cache_control: None,
     }
 }
 
@@ -172,6 +174,7 @@ pub fn ended(key: RequestKey, attempt: u32, end: AttemptEnd, summary: Summary) -
         body: None,
         earlier: None,
         shortfall: None,
+        kept_bytes: None,
     }
 }
 
@@ -237,6 +240,7 @@ impl Driver {
             chat,
             content,
             fingerprint: None,
+            cache: None,
         })
     }
 
@@ -509,6 +513,7 @@ fn a_call_that_was_never_made_costs_nothing() {
             body: None,
             earlier: None,
             shortfall: None,
+            kept_bytes: None,
         })));
         let Fact::AttemptEnded(posting) = &facts[0] else { panic!("{facts:?}") };
         assert_eq!((posting.usage_source, posting.cost_pico_usd), (UsageSource::None, Some(PicoUsd::ZERO)));
@@ -678,7 +683,7 @@ fn the_same_id_with_another_body_is_refused_whether_open_or_settled() {
         let content = content::read(&chat.body);
         let fingerprint = Some(fingerprint.to_owned());
         let (source_offset, received_at) = (driver.offset, driver.now);
-        driver.decide(&Input::Chat { source_offset, received_at, chat: &chat, content, fingerprint }).1
+        driver.decide(&Input::Chat { source_offset, received_at, chat: &chat, content, fingerprint, cache: None }).1
     };
     let code = |commands: &[Command]| answered(commands).2.error.as_ref().unwrap().code.clone();
     let mut driver = Driver::new();

@@ -1,10 +1,12 @@
 //! The usage records of a commit: one per posting, nothing else. A pure function, so a repeat gives the same records.
 //!
-//! A posting is the end of an attempt, or a refusal (which costs nothing). What is told about the request as a whole
+//! A posting is the end of an attempt (also of one that was answered without a call, which costs nothing), or a refusal (which costs nothing). What is told about the request as a whole
 //! (outcome, status, duration) is on the last posting of the commit that settles it.
 
 use crate::domain::{OrganizationId, PicoUsd, TokenUsage};
-use crate::records::journal::{AttemptEnded, Commit, Fact, RequestContext, RequestRefused, RequestSettled};
+use crate::records::journal::{
+    AttemptEnded, AttemptSource, Commit, Fact, RequestContext, RequestRefused, RequestSettled,
+};
 use crate::records::usage::{PostingKind, UsageRecord};
 use crate::records::{Outcome, UsageSource};
 
@@ -13,7 +15,10 @@ pub fn usage_of(partition: i32, offset: i64, commit: &Commit) -> Vec<UsageRecord
     let (Some(organization), Some(request)) = (&commit.organization, &commit.request) else { return Vec::new() };
     let place = Place { partition, offset, commit, organization, request };
     let postings = (0..).zip(&commit.facts).filter_map(|(index, fact)| match fact {
-        Fact::AttemptEnded(ended) => Some(place.attempt(index, PostingKind::Attempt, ended)),
+        Fact::AttemptEnded(ended) => {
+            let kind = if ended.source.is_served() { PostingKind::Served } else { PostingKind::Attempt };
+            Some(place.attempt(index, kind, ended))
+        }
         Fact::OrphanPosted(orphan) => Some(place.attempt(index, PostingKind::Orphan, &orphan.posting)),
         Fact::RequestRefused(refused) => Some(place.refusal(index, refused)),
         Fact::RequestAdmitted(_)
@@ -24,7 +29,11 @@ pub fn usage_of(partition: i32, offset: i64, commit: &Commit) -> Vec<UsageRecord
         | Fact::RecordSkipped(_)
         | Fact::AttemptProgressed(_)
         | Fact::Overdrawn(_)
-        | Fact::ThresholdCrossed(_) => None,
+        | Fact::ThresholdCrossed(_)
+        | Fact::CacheLookedUp(_)
+        | Fact::CacheInserted(_)
+        | Fact::CacheEvicted(_)
+        | Fact::CachePurged(_) => None,
     });
     let mut postings: Vec<UsageRecord> = postings.collect();
     let settled = commit.facts.iter().find_map(|fact| match fact {
@@ -67,6 +76,8 @@ impl Place<'_> {
             content_frames: ended.content_frames,
             time_to_first_token_ms: ended.time_to_first_token_ms,
             duration_ms: ended.duration_ms,
+            source: ended.source,
+            saved: ended.saved,
             ..self.bare(index, kind)
         }
     }
@@ -133,6 +144,8 @@ impl Place<'_> {
             time_to_first_token_ms: None,
             duration_ms: None,
             request_duration_ms: None,
+            source: AttemptSource::Provider,
+            saved: None,
         }
     }
 }
@@ -220,6 +233,8 @@ mod tests {
             booking: None,
             retry_after_ms: None,
             shortfall: None,
+            saved: None,
+            source: crate::records::journal::AttemptSource::Provider,
         }))
     }
 
@@ -279,6 +294,8 @@ mod tests {
                 reservation: None,
                 limits: None,
                 delay_ms: 0,
+                shared_with: None,
+                source: crate::records::journal::AttemptSource::Provider,
             }),
             Fact::CancelRequested(CancelRequested { reason: "bye".into(), open: true }),
             Fact::RecordSkipped(RecordSkipped { reason: "duplicate".into(), told: None }),

@@ -84,6 +84,30 @@ pub struct Plan {
     pub output_cap: Option<u64>,
     #[serde(default)]
     pub budget: Budget,
+    /// `None`: its answers are not kept.
+    #[serde(default)]
+    pub cache: Option<Caching>,
+}
+
+/// Which answers are kept for those who ask the same, how long and how many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Caching {
+    pub ttl_seconds: u64,
+    /// Of an organization; what was not asked for the longest goes first.
+    pub entries_max: u64,
+    pub bytes_max: u64,
+    /// Also of requests that do not say `temperature: 0`.
+    #[serde(default)]
+    pub any_temperature: bool,
+    /// Also of requests that name tools.
+    #[serde(default)]
+    pub tools: bool,
+}
+
+impl Default for Caching {
+    fn default() -> Self {
+        Self { ttl_seconds: 3_600, entries_max: 10_000, bytes_max: 64 << 20, any_temperature: false, tools: false }
+    }
 }
 
 /// How much of something may be used. `None`: no limit.

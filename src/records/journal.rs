@@ -12,8 +12,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::responses::Original;
 use super::{EnvelopeError, Origin, Outcome, Record, Topic, UsageSource};
 use crate::domain::{
-    ConversationId, DeploymentId, KeyId, ModelName, OrganizationId, Periods, PicoUsd, PolicyName, RequestId, Timestamp,
-    TokenUsage, UserId,
+    ConversationId, DeploymentId, Fingerprint, KeyId, ModelName, OrganizationId, Periods, PicoUsd, PolicyName,
+    RequestId, Timestamp, TokenUsage, UserId,
 };
 
 /// The envelope as it is on the wire.
@@ -229,6 +229,10 @@ facts! {
     orphan_posted: OrphanPosted(OrphanPosted),
     overdrawn: Overdrawn(Overdrawn),
     threshold_crossed: ThresholdCrossed(ThresholdCrossed),
+    cache_looked_up: CacheLookedUp(CacheLookedUp),
+    cache_inserted: CacheInserted(Box<CacheInserted>),
+    cache_evicted: CacheEvicted(CacheEvicted),
+    cache_purged: CachePurged(CachePurged),
 }
 
 /// A fact as it is on the wire, or why there is none that this program knows.
@@ -497,6 +501,153 @@ pub struct AttemptStarted {
     /// The call is made so long after the commit.
     #[serde(default)]
     pub delay_ms: u64,
+    #[serde(default)]
+    pub source: AttemptSource,
+    /// Whose call it shares.
+    #[serde(default)]
+    pub shared_with: Option<RequestId>,
+}
+
+/// Whence the answer of an attempt comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum AttemptSource {
+    #[default]
+    Provider,
+    /// An answer that is kept.
+    Cache,
+    /// The provider call of an equal request that is under way.
+    Shared,
+    /// Also every symbol that a newer version writes.
+    #[serde(other)]
+    Unknown,
+}
+
+impl AttemptSource {
+    /// Nobody was called for it, so it used nothing and cost nothing.
+    pub const fn is_served(self) -> bool {
+        matches!(self, Self::Cache | Self::Shared)
+    }
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Provider => "provider",
+            Self::Cache => "cache",
+            Self::Shared => "shared",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// What was looked for in the organization's cache, and found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheLookedUp {
+    /// Of what determines the answer, but for who answers.
+    pub content: Fingerprint,
+    /// Of that, and of who answers.
+    pub fingerprint: Fingerprint,
+    pub outcome: CacheOutcome,
+    /// The answer may be kept.
+    pub keeps: bool,
+    /// How long it is kept, and how old one may be that is given, where the request says so.
+    #[serde(default)]
+    pub ttl_seconds: Option<u64>,
+    #[serde(default)]
+    pub max_age_seconds: Option<u64>,
+    /// Of the answer that was found, in milliseconds.
+    #[serde(default)]
+    pub age_ms: Option<u64>,
+}
+
+/// What became of a look into the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum CacheOutcome {
+    Hit,
+    /// The same is being asked right now: its answer goes to this one, too.
+    Shared,
+    Miss,
+    /// There is one, and it is too old.
+    Expired,
+    /// There should be one, and its body is not at hand.
+    Lost,
+    /// The request wants a new answer.
+    Bypassed,
+    /// Also every symbol that a newer version writes.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+impl CacheOutcome {
+    pub const ALL: [Self; 7] =
+        [Self::Hit, Self::Shared, Self::Miss, Self::Expired, Self::Lost, Self::Bypassed, Self::Unknown];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Shared => "shared",
+            Self::Miss => "miss",
+            Self::Expired => "expired",
+            Self::Lost => "lost",
+            Self::Bypassed => "bypassed",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// The answer of this request is kept for those that ask the same. Its body goes to `cache` once this is durable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheInserted {
+    /// Of what determines the answer, and of who answers.
+    pub fingerprint: Fingerprint,
+    pub bytes: u64,
+    pub expires_at: Timestamp,
+    pub model: ModelName,
+    pub deployment: DeploymentId,
+    pub provider: String,
+    pub tier: u8,
+}
+
+/// Answers that are kept no longer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheEvicted {
+    pub fingerprints: Vec<Fingerprint>,
+    pub reason: Eviction,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Eviction {
+    /// Its time is over.
+    Expired,
+    /// It was not asked for the longest, and there was no room.
+    LeastRecentlyUsed,
+    /// Also every symbol that a newer version writes.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+impl Eviction {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::LeastRecentlyUsed => "least_recently_used",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Somebody wanted an organization's answers forgotten: all, or those of a model, or those kept before a moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CachePurged {
+    #[serde(default)]
+    pub model: Option<ModelName>,
+    #[serde(default)]
+    pub before: Option<Timestamp>,
+    /// How many these were.
+    pub entries: u64,
 }
 
 /// The accounts of a request.
@@ -573,6 +724,27 @@ pub struct AttemptEnded {
     /// What a whole answer lacks, by its name in [`SHORTFALLS`](super::policy::SHORTFALLS).
     #[serde(default)]
     pub shortfall: Option<String>,
+    #[serde(default)]
+    pub source: AttemptSource,
+    /// Of an answer that nobody was called for.
+    #[serde(default)]
+    pub saved: Option<Saved>,
+}
+
+impl AttemptEnded {
+    /// What the answer has of tokens, whoever made them.
+    pub fn told_usage(&self) -> TokenUsage {
+        self.saved.map_or(self.usage, |saved| saved.usage)
+    }
+}
+
+/// What an answer would have used and cost that was given without a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    pub usage: TokenUsage,
+    /// At the prices of the moment; `None`: not known.
+    #[serde(default)]
+    pub cost_pico_usd: Option<PicoUsd>,
 }
 
 /// Terminal of an admitted request.

@@ -3,6 +3,7 @@
 //! A topic with several kinds of record has an envelope (`kind` and one nullable field per kind), because a union cannot
 //! grow under FULL_TRANSITIVE compatibility. The envelope stays at the edge: inside, a record is an enum.
 
+pub mod cache;
 pub mod control;
 pub mod dead_letters;
 pub mod journal;
@@ -21,14 +22,23 @@ pub enum Topic {
     Journal,
     Responses,
     State,
+    Cache,
     Control,
     Usage,
     DeadLetters,
 }
 
 impl Topic {
-    pub const ALL: [Self; 7] =
-        [Self::Requests, Self::Journal, Self::Responses, Self::State, Self::Control, Self::Usage, Self::DeadLetters];
+    pub const ALL: [Self; 8] = [
+        Self::Requests,
+        Self::Journal,
+        Self::Responses,
+        Self::State,
+        Self::Cache,
+        Self::Control,
+        Self::Usage,
+        Self::DeadLetters,
+    ];
 
     /// The name without the configured prefix.
     pub const fn name(self) -> &'static str {
@@ -37,6 +47,7 @@ impl Topic {
             Self::Journal => "journal",
             Self::Responses => "responses",
             Self::State => "state",
+            Self::Cache => "cache",
             Self::Control => "control",
             Self::Usage => "usage",
             Self::DeadLetters => "dead-letters",
@@ -50,6 +61,7 @@ impl Topic {
             Self::Journal => include_str!("../../schemas/avro/journal.avsc"),
             Self::Responses => include_str!("../../schemas/avro/responses.avsc"),
             Self::State => include_str!("../../schemas/avro/state.avsc"),
+            Self::Cache => include_str!("../../schemas/avro/cache.avsc"),
             Self::Control => include_str!("../../schemas/avro/control.avsc"),
             Self::Usage => include_str!("../../schemas/avro/usage.avsc"),
             Self::DeadLetters => include_str!("../../schemas/avro/dead-letters.avsc"),

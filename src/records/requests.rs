@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{EnvelopeError, Origin, Record, Topic};
-use crate::domain::{ConversationId, KeyId, ModelName, OrganizationId, RequestId, UserId};
+use crate::domain::{ConversationId, KeyId, ModelName, OrganizationId, RequestId, Timestamp, UserId};
 
 /// The envelope as it is on the wire.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,6 +16,8 @@ pub struct RequestRecord {
     pub chat: Option<Chat>,
     #[serde(default)]
     pub cancel: Option<Cancel>,
+    #[serde(default)]
+    pub purge_cache: Option<PurgeCache>,
 }
 
 /// One chat completion. The fields' meaning is in the schema.
@@ -53,6 +55,9 @@ pub struct Chat {
     pub encryption_key_id: Option<String>,
     #[serde(default)]
     pub content_ref: Option<String>,
+    /// As the header of that name in HTTP.
+    #[serde(default)]
+    pub cache_control: Option<String>,
     pub body: Bytes,
 }
 
@@ -69,11 +74,32 @@ pub struct Cancel {
     pub reason: String,
 }
 
+/// Forgets answers of an organization that are kept: all, or those of a model, or those kept before a moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PurgeCache {
+    pub organization: OrganizationId,
+    #[serde(default)]
+    pub model: Option<ModelName>,
+    #[serde(default)]
+    pub before: Option<Timestamp>,
+}
+
 /// What is asked, without the envelope.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Request {
     Chat(Box<Chat>),
     Cancel(Cancel),
+    PurgeCache(PurgeCache),
+}
+
+impl Request {
+    pub fn organization(&self) -> &OrganizationId {
+        match self {
+            Self::Chat(chat) => &chat.organization,
+            Self::Cancel(cancel) => &cancel.organization,
+            Self::PurgeCache(purge) => &purge.organization,
+        }
+    }
 }
 
 impl Record for RequestRecord {
@@ -82,9 +108,11 @@ impl Record for RequestRecord {
 
 impl From<Request> for RequestRecord {
     fn from(request: Request) -> Self {
+        let empty = |kind: &str| Self { kind: kind.to_owned(), chat: None, cancel: None, purge_cache: None };
         match request {
-            Request::Chat(chat) => Self { kind: "chat".to_owned(), chat: Some(*chat), cancel: None },
-            Request::Cancel(cancel) => Self { kind: "cancel".to_owned(), chat: None, cancel: Some(cancel) },
+            Request::Chat(chat) => Self { chat: Some(*chat), ..empty("chat") },
+            Request::Cancel(cancel) => Self { cancel: Some(cancel), ..empty("cancel") },
+            Request::PurgeCache(purge) => Self { purge_cache: Some(purge), ..empty("purge_cache") },
         }
     }
 }
@@ -96,7 +124,8 @@ impl TryFrom<RequestRecord> for Request {
         let request = match record.kind.as_str() {
             "chat" => record.chat.map(|chat| Self::Chat(Box::new(chat))),
             "cancel" => record.cancel.map(Self::Cancel),
-            _ => return Err(EnvelopeError::UnknownKind { kind: record.kind, known: "chat, cancel" }),
+            "purge_cache" => record.purge_cache.map(Self::PurgeCache),
+            _ => return Err(EnvelopeError::UnknownKind { kind: record.kind, known: "chat, cancel, purge_cache" }),
         };
         request.ok_or(EnvelopeError::Missing { kind: record.kind })
     }

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::journal::CacheOutcome;
 use super::{EnvelopeError, Outcome, Record, Topic};
 use crate::domain::{DeploymentId, ModelName, OrganizationId, PicoUsd, RequestId, Timestamp, TokenUsage};
 
@@ -62,6 +63,9 @@ pub struct Head {
     /// `None`: nothing is limited.
     #[serde(default)]
     pub rate_limits: Option<Box<RateLimits>>,
+    /// `None`: the cache was not looked into.
+    #[serde(default)]
+    pub cache: Option<CacheOutcome>,
 }
 
 /// What is left of a minute's limits, with this request taken out. Of several scopes the one with the least left.
@@ -95,6 +99,9 @@ pub struct Terminal {
     pub usage: Option<TokenUsage>,
     #[serde(default)]
     pub cost_pico_usd: Option<PicoUsd>,
+    /// What it would have cost, had somebody been called for it.
+    #[serde(default)]
+    pub saved_pico_usd: Option<PicoUsd>,
     #[serde(default)]
     pub finish_reason: Option<String>,
     #[serde(default)]
@@ -113,6 +120,7 @@ impl Terminal {
             body: None,
             usage: None,
             cost_pico_usd: None,
+            saved_pico_usd: None,
             finish_reason: None,
             error: None,
             original: None,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::journal::{AttemptSource, Saved};
 use super::{Origin, Outcome, Record, Topic, UsageSource};
 use crate::domain::{
     ConversationId, DeploymentId, KeyId, ModelName, OrganizationId, PicoUsd, PolicyName, RequestId, Timestamp,
@@ -20,6 +21,8 @@ pub enum PostingKind {
     Refusal,
     /// A provider call whose end was decided by an owner that had lost the partition.
     Orphan,
+    /// An answer that nobody was called for; costs nothing.
+    Served,
     /// Also every symbol that a newer version writes.
     #[default]
     #[serde(other)]
@@ -102,6 +105,10 @@ pub struct UsageRecord {
     pub duration_ms: Option<u64>,
     #[serde(default)]
     pub request_duration_ms: Option<u64>,
+    #[serde(default)]
+    pub source: AttemptSource,
+    #[serde(default)]
+    pub saved: Option<Saved>,
 }
 
 impl Record for UsageRecord {

@@ -147,6 +147,8 @@ mod tests {
                 reservation: Some(reservation),
                 limits: None,
                 delay_ms: 0,
+                shared_with: None,
+                source: crate::records::journal::AttemptSource::Provider,
             }),
         )
     }
@@ -174,6 +176,8 @@ mod tests {
             booking: None,
             retry_after_ms: None,
             shortfall: None,
+            saved: None,
+            source: crate::records::journal::AttemptSource::Provider,
         };
         commit(id, Fact::AttemptEnded(Box::new(posting)))
     }

@@ -25,8 +25,8 @@ use crate::processor::router::draw::Draw;
 use crate::provider::{Answer, Call, CapName, Failure, FailureClass, Transport, Upstream};
 use crate::records::control::Deployment;
 use crate::records::journal::{
-    AttemptEnded, AttemptStarted, Candidate, Commit, Entry, Fact, Features, InputKind, JournalRecord, OwnershipTaken,
-    RequestContext, Reservation,
+    AttemptEnded, AttemptSource, AttemptStarted, Candidate, Commit, Entry, Fact, Features, InputKind, JournalRecord,
+    OwnershipTaken, RequestContext, Reservation,
 };
 use crate::records::responses::{Frame, FrameBody, Head, ResponseRecord, Terminal};
 use crate::records::{Origin, Outcome, UsageSource};
@@ -203,6 +203,8 @@ impl Caller {
             }),
             limits: None,
             delay_ms: 0,
+            source: AttemptSource::Provider,
+            shared_with: None,
         };
         {
             let mut book = self.book.lock().await;
@@ -251,6 +253,8 @@ impl Caller {
             booking: None,
             retry_after_ms: None,
             shortfall: None,
+            source: AttemptSource::Provider,
+            saved: None,
         };
         let made = Made {
             candidate: wanted.candidate.to_string(),
@@ -366,7 +370,7 @@ impl Caller {
     ) -> anyhow::Result<()> {
         let Candidate { model, deployment, tier } = wanted.called.clone();
         let terminal = Terminal {
-            head: Some(Head { model, deployment, tier, rate_limits: None }),
+            head: Some(Head { model, deployment, tier, rate_limits: None, cache: None }),
             body,
             usage: Some(made.usage),
             cost_pico_usd: made.cost_pico_usd,

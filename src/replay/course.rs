@@ -22,8 +22,8 @@ use crate::processor::redecide::{self, Given, decide_given, decide_supposed, giv
 use crate::processor::{Command, Decision, Input, OpenRequest, State, evolve, fold, key_of};
 use crate::provider::{FailureClass, Summary};
 use crate::records::journal::{
-    AttemptEnded, AttemptStarted, Candidate, Commit, Entry, Fact, Features, HealthState, InputKind, RequestContext,
-    RequestRouted, Standing,
+    AttemptEnded, AttemptSource, AttemptStarted, Candidate, Commit, Entry, Fact, Features, HealthState, InputKind,
+    RequestContext, RequestRouted, Standing,
 };
 
 /// How long requests that went elsewhere are known after their end, for what former owners of theirs appended late.
@@ -272,7 +272,7 @@ impl Course {
                 }
             }
             Given::Other(Input::AttemptEnded(report)) => self.fit(report, control),
-            Given::Cancel { .. } | Given::Other(_) => {}
+            Given::Cancel { .. } | Given::Purge { .. } | Given::Other(_) => {}
         }
         let known = self.health(commit, looked_at);
         let decision = decide_given(&self.state, commit, control, &given, Health::Recorded(&known));
@@ -514,11 +514,13 @@ impl Course {
         let Some(open) = self.state.open(key) else { return };
         let estimate = self.known.estimate(control, open, story);
         let is_refused = matches!(end, AttemptEnd::Failed(_));
+        // What is at hand costs nothing, and nothing about that is uncertain.
+        let is_served = open.started.source.is_served();
         let elapsed_ms = u64::try_from(at.since(open.started_at).as_millis()).unwrap_or(u64::MAX);
         let report = AttemptReport {
             key: key.clone(),
             attempt: open.attempt,
-            called: !is_refused,
+            called: !is_refused && !is_served,
             end: end.clone(),
             summary: Summary {
                 usage: (!is_refused).then_some(estimate.usage),
@@ -532,8 +534,9 @@ impl Course {
             body: None,
             shortfall: None,
             earlier: None,
+            kept_bytes: None,
         };
-        let of = (!is_refused).then_some(&estimate);
+        let of = (!is_refused && !is_served).then_some(&estimate);
         self.supposed(key, at, &Input::AttemptEnded(Box::new(report)), of, control);
     }
 
@@ -600,7 +603,8 @@ impl Course {
     /// The call that is open here alone ends when such calls do.
     fn schedule(&mut self, key: &RequestKey, at: Timestamp) {
         let Some(open) = self.state.open(key) else { return };
-        let due = at.plus(Duration::from_millis(self.known.duration_ms(open))).min(open.admitted.deadline_at);
+        let duration_ms = if open.started.source == AttemptSource::Cache { 0 } else { self.known.duration_ms(open) };
+        let due = at.plus(Duration::from_millis(duration_ms)).min(open.admitted.deadline_at);
         self.dues += 1;
         self.due.insert((due, self.dues), (key.clone(), open.attempt));
     }
@@ -720,7 +724,7 @@ fn is_in_force(standing: &Standing, at: Timestamp) -> bool {
 }
 
 fn is_same_call(a: &AttemptStarted, b: &AttemptStarted) -> bool {
-    a.attempt == b.attempt && a.model == b.model && a.deployment == b.deployment
+    a.attempt == b.attempt && a.model == b.model && a.deployment == b.deployment && a.source == b.source
 }
 
 fn is_settled(facts: &[Fact]) -> bool {

@@ -80,6 +80,10 @@ impl Known {
     /// Takes a recorded posting.
     pub fn learn(&mut self, posting: &AttemptEnded) {
         let (Outcome::Completed, Some(output)) = (posting.outcome, posting.usage.output) else { return };
+        // It says nothing about its deployment.
+        if posting.source.is_served() {
+            return;
+        }
         let has_room = |there: bool, len: usize| there || len < KNOWN_MAX;
         if has_room(self.outputs.contains_key(&posting.model), self.outputs.len()) {
             self.outputs.entry(posting.model.clone()).or_default().add(output);
@@ -132,7 +136,8 @@ impl Known {
             reservation.output_tokens.saturating_mul(u64::from(features.choices.max(1)))
         });
         let told_counts = told.and_then(|posting| {
-            Some((posting.usage, posting.usage.total_input()?, posting.usage.output?, owner(&posting.model)))
+            let usage = posting.told_usage();
+            Some((usage, usage.total_input()?, usage.output?, owner(&posting.model)))
         });
         let (middle, low, high) = match told_counts {
             Some((told, _, output, _)) if is_same => {

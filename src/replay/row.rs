@@ -153,7 +153,11 @@ impl Half {
                 | Fact::CancelRequested(_)
                 | Fact::AttemptProgressed(_)
                 | Fact::Overdrawn(_)
-                | Fact::ThresholdCrossed(_) => {}
+                | Fact::ThresholdCrossed(_)
+                | Fact::CacheLookedUp(_)
+                | Fact::CacheInserted(_)
+                | Fact::CacheEvicted(_)
+                | Fact::CachePurged(_) => {}
             }
         }
     }

@@ -9,21 +9,23 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::flight::{End, Flight, Next};
 use super::publisher::{self, Deliveries, Delivery, Outgoing, Publisher};
 use super::room::Hold;
+use super::shelf::Kept;
 use super::{clock, kafka};
 use crate::codec::Codec;
 use crate::config::{self, Endpoint};
-use crate::domain::RequestKey;
+use crate::domain::{RequestId, RequestKey, Timestamp};
 use crate::failpoint::{Failpoint, reached};
-use crate::processor::ProviderCall;
 use crate::processor::inference::{AttemptEnd, AttemptReport};
-use crate::provider::openai::shortfall;
+use crate::processor::{ProviderCall, Serving};
+use crate::provider::openai::{renamed, shortfall};
 use crate::provider::transport::{Answer, AnswerStream, Transport};
 use crate::provider::{Call, CapName, Failure, FailureClass, Summary, Upstream};
 use crate::records::Topic;
 use crate::records::journal::AttemptProgressed;
-use crate::records::responses::{Content, Frame, FrameBody, ResponseRecord};
+use crate::records::responses::{Content, Frame, FrameBody, Head, ResponseRecord};
 
 /// Most bytes of chunks that wait while a frame is in flight; above it the provider's stream is not read.
 const WAITING_BYTES_MAX: usize = 256 << 10;
@@ -108,12 +110,15 @@ impl Calls {
         tenure: i64,
         call: ProviderCall,
         body: Bytes,
+        flight: Option<Arc<Flight>>,
         cancelled: CancellationToken,
         reports: mpsc::Sender<Report>,
     ) {
         let delay = Duration::from_millis(call.delay_ms);
         let (started, timeout) = (Instant::now() + delay, call.deadline_at.since(clock::now().plus(delay)));
-        let mut pump = Pump::new(&self, tenure, &call, &reports);
+        let to = Recipient::of(&call);
+        let mut pump = Pump::new(&self, tenure, &to, &reports);
+        pump.flight = flight.as_deref();
         // What an answer lacks is a question of what was asked for.
         let asked = if call.judged_for.is_empty() { Bytes::new() } else { body.clone() };
         let upstream = self.upstream(&call);
@@ -137,6 +142,10 @@ impl Calls {
             }
         };
         let first = pump.first_content_at.map(|at| millis(at.duration_since(started)));
+        let shortfall = body.as_ref().and_then(|answer| shortfall(&asked, answer, &call.judged_for));
+        // An answer that falls short is nobody's yet: the next tier may be asked.
+        let completed = pump.flight.filter(|_| end == AttemptEnd::Completed && shortfall.is_none());
+        let kept_bytes = completed.and_then(|flight| flight.complete(summary.clone(), body.as_ref()));
         let report = AttemptReport {
             key: call.key.clone(),
             attempt: call.attempt,
@@ -147,13 +156,101 @@ impl Calls {
             simulated,
             time_to_first_token_ms: first,
             duration_ms: millis(started.elapsed()),
-            shortfall: body.as_ref().and_then(|answer| shortfall(&asked, answer, &call.judged_for)),
+            shortfall,
             body,
             earlier: None,
+            kept_bytes,
         };
         reached(Failpoint::CallEnded);
         // A closed channel means that the shard is gone; the next owner settles the request.
         let _ = reports.send(Report::Ended(Box::new(report))).await;
+    }
+}
+
+impl Calls {
+    /// Gives an answer that somebody else's call gave, or gives, and reports the end as of a call.
+    pub async fn serve(
+        self: Arc<Self>,
+        tenure: i64,
+        serving: Serving,
+        source: Source,
+        cancelled: CancellationToken,
+        reports: mpsc::Sender<Report>,
+    ) {
+        let (started, timeout) = (Instant::now(), serving.deadline_at.since(clock::now()));
+        let Serving { key, attempt, head, deadline_at, reply_partition, reply_nonce, .. } = serving;
+        let to = Recipient { key, attempt, head, deadline_at, reply_partition, reply_nonce };
+        let mut pump = Pump::new(&self, tenure, &to, &reports);
+        let over_at = Instant::now() + timeout;
+        let served = async {
+            match &source {
+                Source::Kept(kept) => pump.repeat(kept, &cancelled).await,
+                Source::Flight(flight, request) => pump.follow(flight, request, &cancelled).await,
+                Source::Nothing => Err(AttemptEnd::Failed(nothing_at_hand())),
+            }
+        };
+        let ended = match tokio::time::timeout_at(over_at, cancelled.run_until_cancelled(served)).await {
+            Ok(Some(ended)) => ended,
+            Ok(None) => Err(AttemptEnd::Cancelled),
+            Err(_) => Err(AttemptEnd::Failed(Failure::new(FailureClass::Deadline, "the deadline passed"))),
+        };
+        let (end, summary, body) = match ended {
+            Ok((summary, body)) => (AttemptEnd::Completed, summary, body),
+            Err(end) => (end, Summary::default(), None),
+        };
+        let report = AttemptReport {
+            key: to.key.clone(),
+            attempt: to.attempt,
+            called: false,
+            end,
+            summary,
+            content_frames: pump.frames,
+            simulated: false,
+            time_to_first_token_ms: pump.first_content_at.map(|at| millis(at.duration_since(started))),
+            duration_ms: millis(started.elapsed()),
+            body,
+            shortfall: None,
+            earlier: None,
+            kept_bytes: None,
+        };
+        // As for calls: the next owner settles the request.
+        let _ = reports.send(Report::Ended(Box::new(report))).await;
+    }
+}
+
+/// Where an answer comes from that nobody is called for.
+pub enum Source {
+    Kept(Arc<Kept>),
+    /// The call of this request.
+    Flight(Arc<Flight>, RequestId),
+    /// It is not at hand any more.
+    Nothing,
+}
+
+fn nothing_at_hand() -> Failure {
+    Failure::new(FailureClass::Cut, "the answer that was found is not to be had")
+}
+
+/// Who gets an answer.
+struct Recipient {
+    key: RequestKey,
+    attempt: u32,
+    head: Head,
+    deadline_at: Timestamp,
+    reply_partition: i32,
+    reply_nonce: Option<String>,
+}
+
+impl Recipient {
+    fn of(call: &ProviderCall) -> Self {
+        Self {
+            key: call.key.clone(),
+            attempt: call.attempt,
+            head: call.head.clone(),
+            deadline_at: call.deadline_at,
+            reply_partition: call.reply_partition,
+            reply_nonce: call.reply_nonce.clone(),
+        }
     }
 }
 
@@ -193,8 +290,10 @@ fn deadline_passed() -> Failure {
 struct Pump<'a> {
     calls: &'a Calls,
     tenure: i64,
-    call: &'a ProviderCall,
+    call: &'a Recipient,
     reports: &'a mpsc::Sender<Report>,
+    /// Where others get the answer from, too.
+    flight: Option<&'a Flight>,
     deliveries: Arc<Deliveries>,
     waiting: Vec<Bytes>,
     /// Of the chunks that wait.
@@ -208,12 +307,13 @@ struct Pump<'a> {
 }
 
 impl<'a> Pump<'a> {
-    fn new(calls: &'a Calls, tenure: i64, call: &'a ProviderCall, reports: &'a mpsc::Sender<Report>) -> Self {
+    fn new(calls: &'a Calls, tenure: i64, call: &'a Recipient, reports: &'a mpsc::Sender<Report>) -> Self {
         Self {
             calls,
             tenure,
             call,
             reports,
+            flight: None,
             deliveries: Deliveries::new(),
             waiting: Vec::new(),
             room: calls.transport.answers().hold(),
@@ -292,6 +392,74 @@ impl<'a> Pump<'a> {
         }
     }
 
+    /// Puts out an answer that is kept.
+    async fn repeat(
+        &mut self,
+        kept: &Kept,
+        cancelled: &CancellationToken,
+    ) -> Result<(Summary, Option<Bytes>), AttemptEnd> {
+        for event in &kept.events {
+            self.take(self.renamed(event)?);
+            if self.room.bytes() >= WAITING_BYTES_MAX {
+                self.put_out(cancelled).await?;
+            }
+        }
+        self.put_out(cancelled).await?;
+        let body = kept.body.as_ref().map(|body| self.renamed(body)).transpose()?;
+        let summary = Summary {
+            usage: Some(kept.usage),
+            finish_reason: kept.finish_reason.clone(),
+            text_bytes: kept.bytes() as u64,
+        };
+        Ok((summary, body))
+    }
+
+    /// Puts out the answer of another request's call as it comes.
+    async fn follow(
+        &mut self,
+        flight: &Flight,
+        request: &RequestId,
+        cancelled: &CancellationToken,
+    ) -> Result<(Summary, Option<Bytes>), AttemptEnd> {
+        let mut taken = 0;
+        loop {
+            match flight.next(taken).await {
+                Next::Events(events) => {
+                    taken += events.len();
+                    for event in &events {
+                        self.take(self.renamed(event)?);
+                    }
+                    self.put_out(cancelled).await?;
+                    if Instant::now() >= self.progress_at {
+                        self.tell_progress(0);
+                    }
+                }
+                Next::End(End::Completed { summary, body }) => {
+                    let body = body.as_ref().map(|body| self.renamed(body)).transpose()?;
+                    return Ok((summary, body));
+                }
+                Next::End(End::Nothing) => {
+                    let message = format!("request {request}, which asks the same, got no answer");
+                    return Err(AttemptEnd::Failed(Failure::new(FailureClass::Cut, message)));
+                }
+            }
+        }
+    }
+
+    fn renamed(&self, answer: &Bytes) -> Result<Bytes, AttemptEnd> {
+        renamed(answer, &self.call.key.request).map_err(|e| {
+            let message = format!("the answer that was found cannot be understood: {e}");
+            AttemptEnd::Failed(Failure::new(FailureClass::Garbage, message))
+        })
+    }
+
+    /// Puts out what waits, and waits until it is acknowledged.
+    async fn put_out(&mut self, cancelled: &CancellationToken) -> Result<(), AttemptEnd> {
+        let sent = self.send_waiting(cancelled).await;
+        sent.map_err(|message| AttemptEnd::Failed(Failure::new(FailureClass::Cut, message)))?;
+        self.frame_acknowledged().await
+    }
+
     /// Puts out what is left, and waits until all of it is acknowledged: behind a frame that is lost there must be no other
     /// one, and no settlement that counts it.
     async fn finish(&mut self, cancelled: &CancellationToken) -> Result<(), AttemptEnd> {
@@ -326,6 +494,9 @@ impl<'a> Pump<'a> {
 
     fn take(&mut self, chunk: Bytes) {
         self.first_content_at.get_or_insert_with(Instant::now);
+        if let Some(flight) = self.flight {
+            flight.push(&chunk);
+        }
         // It is in memory already, and at most one more than there should be.
         self.room.take_anyway(chunk.len());
         self.waiting.push(chunk);

@@ -4,6 +4,9 @@ use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
 
 use crate::config::Secret;
+use crate::domain::{Fingerprint, OrganizationId};
+use crate::processor::canonical;
+use crate::records::cache::CacheRecord;
 
 /// What is kept of the hash, in bytes.
 const BYTES: usize = 16;
@@ -20,6 +23,34 @@ impl Fingerprints {
         // HMAC takes keys of any length: a long one is hashed first (RFC 2104).
         let keyed = Hmac::new_from_slice(key.as_bytes()).unwrap_or_else(|_| unreachable!("keys have any length"));
         Self { keyed }
+    }
+
+    /// Of what determines the answer to a request of an organization, in the form in which it is delivered.
+    ///
+    /// # Errors
+    /// The body is no JSON object.
+    pub fn content(
+        &self,
+        organization: &OrganizationId,
+        [stream, include_usage]: [bool; 2],
+        body: &[u8],
+    ) -> std::io::Result<Fingerprint> {
+        let mut canonical = vec![u8::from(stream), u8::from(stream && include_usage)];
+        canonical::write(body, &mut canonical)?;
+        // With a key of the organization's own, so that equal requests of two organizations have nothing in common.
+        let key =
+            self.keyed.clone().chain_update(b"cache\0").chain_update(organization.as_str()).finalize().into_bytes();
+        let keyed = Hmac::<Sha256>::new_from_slice(&key).unwrap_or_else(|_| unreachable!("keys have any length"));
+        Ok(Fingerprint::of_hash(&keyed.chain_update(&canonical).finalize().into_bytes().into()))
+    }
+
+    /// The seal of a record that only we may write.
+    pub fn seal(&self, record: &CacheRecord) -> String {
+        let sealed = self.keyed.clone().chain_update(b"seal\0");
+        let with = |hash: Hmac<Sha256>, piece: &Vec<u8>| {
+            hash.chain_update((piece.len() as u64).to_be_bytes()).chain_update(piece)
+        };
+        hex::encode(record.sealed().iter().fold(sealed, with).finalize().into_bytes())
     }
 
     /// In hexadecimal.

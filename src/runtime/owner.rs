@@ -9,21 +9,24 @@ use rdkafka::error::KafkaError;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::calls::Report;
+use super::calls::{Report, Source as Answers};
 use super::checkpoints::{self, Keeper, Slots};
 use super::clock;
+use super::flight::Flight;
 use super::publisher::{self, Outgoing};
 use super::restore::Takeover;
 use super::room::Hold;
 use super::shell::{Reading, Shell, Tag};
 use crate::codec;
 use crate::domain::ids::partition_of;
-use crate::domain::{OrganizationId, RequestKey, Timestamp};
+use crate::domain::{Fingerprint, OrganizationId, RequestKey, Timestamp};
 use crate::failpoint::{Failpoint, reached};
+use crate::processor::cache::{Bodies, Wanted};
 use crate::processor::health::{Ended as Observed, Health};
 use crate::processor::inference::AttemptReport;
 use crate::processor::tenure::{Circumstances, Gap, Tenure};
-use crate::processor::{Command, Input, ProviderCall, content, key_of, terminal_again};
+use crate::processor::{Command, Input, ProviderCall, ServedFrom, Serving, content, key_of, terminal_again};
+use crate::records::cache::CacheRecord;
 use crate::records::dead_letters::{DeadLetter, Source};
 use crate::records::journal::{Commit, Entry, Fact, JournalRecord};
 use crate::records::requests::{Chat, Request, RequestRecord};
@@ -44,6 +47,8 @@ const ANSWERS_WAITING_MAX: usize = 1_000;
 const COMMIT_BYTES_MAX: usize = 512 << 10;
 /// Largest buffer that is kept for the next record.
 const PAYLOAD_BYTES_KEPT: usize = 64 << 10;
+/// Commits of a tick that say whose time is over, of the answers that are kept.
+const EXPIRIES_OF_TICK_MAX: usize = 8;
 /// What Kafka adds to a record, and a little more.
 const RECORD_OVERHEAD_BYTES: usize = 1_024;
 
@@ -177,6 +182,10 @@ pub struct Owner {
     bodies: HashMap<RequestKey, Bytes>,
     /// Answers that fell short, while the next tier is asked.
     answers_kept: HashMap<RequestKey, Bytes>,
+    /// Answers that come in and others may get, until their requests are over.
+    flights: HashMap<RequestKey, Arc<Flight>>,
+    /// Ends the reading of the answers that are kept.
+    refilling: CancellationToken,
     held: Waiting,
     obstacle: Option<Obstacle>,
     /// The last source offset whose commit is acknowledged.
@@ -212,6 +221,8 @@ impl Owner {
             calls: HashMap::new(),
             bodies: HashMap::new(),
             answers_kept: HashMap::new(),
+            flights: HashMap::new(),
+            refilling: CancellationToken::new(),
             held: Waiting { records: VecDeque::new(), room: shell.held.hold() },
             obstacle: None,
             decided,
@@ -223,7 +234,10 @@ impl Owner {
             payload: Vec::new(),
         };
         match owner.recover(shell, takeover.bodies) {
-            Ok(()) => Ok(owner),
+            Ok(()) => {
+                shell.refill(owner.partition, &owner.tenure.state().cache, owner.refilling.clone());
+                Ok(owner)
+            }
             Err(lost) => {
                 owner.abandon(shell);
                 Err(lost)
@@ -258,7 +272,8 @@ impl Owner {
 
     /// Whether the current attempt of an open request is a simulator's.
     fn is_simulated(&self, shell: &Shell, key: &RequestKey) -> bool {
-        let Some(open) = self.tenure.state().open(key) else { return false };
+        let open = self.tenure.state().open(key).filter(|open| !open.started.source.is_served());
+        let Some(open) = open else { return false };
         let tables = shell.control.tables();
         let model = tables.model(&open.started.model);
         let deployment = model.and_then(|(_, model)| model.value.deployment(&open.started.deployment));
@@ -422,7 +437,7 @@ impl Owner {
 
     /// What the end of a request's current attempt says about its deployment.
     fn observe(&self, shell: &Shell, key: &RequestKey, ended: Observed) {
-        if let Some(open) = self.tenure.state().open(key) {
+        if let Some(open) = self.tenure.state().open(key).filter(|open| !open.started.source.is_served()) {
             let mut board = shell.deployments.lock().unwrap_or_else(PoisonError::into_inner);
             board.ended(&open.started.deployment, ended, clock::now());
         }
@@ -438,6 +453,13 @@ impl Owner {
             self.observe(shell, &key, Observed::Nothing);
             self.decide(shell, &Input::Overdue { key, simulated }, now, None)?;
         }
+        for _ in 0..EXPIRIES_OF_TICK_MAX {
+            if self.tenure.state().cache.expired(now).is_none() {
+                break;
+            }
+            self.decide(shell, &Input::CacheExpired, now, None)?;
+        }
+        shell.metrics.shelf.set(shell.shelf.bytes() as i64);
         self.checkpoints.tick(&self.tenure, shell.checkpoint_distance);
         self.keep_checkpoint(shell);
         self.retry(shell)
@@ -475,6 +497,9 @@ impl Owner {
 
     /// Ends the tenure: no command runs any more.
     pub fn abandon(self, shell: &mut Shell) {
+        self.refilling.cancel();
+        shell.shelf.leave(self.partition, shell.bounds.partitions);
+        self.flights.values().for_each(|flight| flight.close());
         for call in self.calls.values() {
             call.abort.abort();
         }
@@ -530,10 +555,7 @@ impl Owner {
             Ok(request) => request,
             Err((code, detail)) => return self.dead_letter(shell, record, code, &detail),
         };
-        let organization = match &request {
-            Request::Chat(chat) => &chat.organization,
-            Request::Cancel(cancel) => &cancel.organization,
-        };
+        let organization = request.organization();
         if let Some(partition) = self.elsewhere(shell, organization) {
             let bytes = record.payload.len() + record.key.map_or(0, <[u8]>::len) + RECORD_OVERHEAD_BYTES;
             if bytes > shell.record_bytes_max {
@@ -551,7 +573,7 @@ impl Owner {
             // It is refused for its size, so nobody need know what is in it.
             Request::Chat(chat) if chat.body.len() > shell.bounds.body_bytes_max => {
                 let fingerprint = shell.fingerprints.of(&chat.body);
-                let reading = Reading { content: Err(content::Error::TooLarge), fingerprint };
+                let reading = Reading { content: Err(content::Error::TooLarge), fingerprint, cache: None };
                 self.decide_chat(shell, (record.offset, record.at), &chat, reading)?;
             }
             Request::Chat(chat) if chat.body.len() > READ_AT_ONCE_BYTES_MAX => {
@@ -567,6 +589,10 @@ impl Owner {
                 let input = Input::Cancel { source_offset: record.offset, received_at: record.at, cancel: &cancel };
                 self.decide(shell, &input, record.at, None)?;
             }
+            Request::PurgeCache(purge) => {
+                let input = Input::PurgeCache { source_offset: record.offset, purge: &purge };
+                self.decide(shell, &input, record.at, None)?;
+            }
         }
         Ok(Taken::Decided)
     }
@@ -576,9 +602,12 @@ impl Owner {
         shell: &mut Shell,
         (source_offset, received_at): (i64, Timestamp),
         chat: &Chat,
-        Reading { content, fingerprint }: Reading,
+        Reading { content, fingerprint, cache }: Reading,
     ) -> Result<(), Lost> {
-        let input = Input::Chat { source_offset, received_at, chat, content, fingerprint: Some(fingerprint) };
+        let shelf = shell.shelf.clone();
+        let wanted = |(content, directives)| Wanted { content, directives, bodies: Bodies::Live(&shelf) };
+        let (fingerprint, cache) = (Some(fingerprint), cache.map(wanted));
+        let input = Input::Chat { source_offset, received_at, chat, content, fingerprint, cache };
         self.decide(shell, &input, received_at, Some(&chat.body))
     }
 
@@ -649,6 +678,21 @@ impl Owner {
 
     /// Keeps the process's load, the bodies and the counters in step with the facts.
     fn account(&mut self, shell: &mut Shell, commit: &Commit, body: Option<&Bytes>) {
+        for fact in &commit.facts {
+            match fact {
+                Fact::CacheLookedUp(looked_up) => shell.metrics.looked_up(looked_up.outcome),
+                Fact::CacheInserted(_) => {
+                    shell.metrics.cached.inc();
+                }
+                Fact::CacheEvicted(evicted) => {
+                    shell.metrics.evicted.inc_by(evicted.fingerprints.len() as u64);
+                }
+                Fact::CachePurged(purged) => {
+                    shell.metrics.evicted.inc_by(purged.entries);
+                }
+                _ => {}
+            }
+        }
         let (Some(organization), Some(request)) = (&commit.organization, &commit.request) else { return };
         for fact in &commit.facts {
             match fact {
@@ -660,9 +704,10 @@ impl Owner {
                     shell.metrics.refused.inc();
                 }
                 Fact::AttemptStarted(started) => {
-                    let mut board = shell.deployments.lock().unwrap_or_else(PoisonError::into_inner);
-                    board.started(&started.deployment, clock::now());
-                    drop(board);
+                    if !started.source.is_served() {
+                        let mut board = shell.deployments.lock().unwrap_or_else(PoisonError::into_inner);
+                        board.started(&started.deployment, clock::now());
+                    }
                     if let Some(body) = body {
                         self.bodies.insert(key_of(organization, &request.request_id), body.clone());
                         shell.load.kept(organization, body.len());
@@ -683,7 +728,11 @@ impl Owner {
                 | Fact::Overdrawn(_)
                 | Fact::ThresholdCrossed(_)
                 | Fact::CancelRequested(_)
-                | Fact::RecordSkipped(_) => {}
+                | Fact::RecordSkipped(_)
+                | Fact::CacheLookedUp(_)
+                | Fact::CacheInserted(_)
+                | Fact::CacheEvicted(_)
+                | Fact::CachePurged(_) => {}
             }
         }
     }
@@ -696,13 +745,76 @@ impl Owner {
                     call.cancel.cancel();
                 }
             }
+            Command::Serve(serving) => self.serve(shell, *serving)?,
+            Command::Keep { of, fingerprint, expires_at } => self.keep(shell, &of, fingerprint, expires_at)?,
+            Command::Forget { organization, fingerprints } => {
+                for fingerprint in fingerprints {
+                    shell.shelf.remove(&organization, fingerprint);
+                    shell.uncache(self.partition, &organization, fingerprint, self.epoch);
+                }
+            }
             Command::Answer { partition, frame } => {
+                if let Some(flight) = self.flights.remove(&key_of(&frame.organization, &frame.request_id)) {
+                    flight.close();
+                }
                 let answer = ResponseRecord::from(*frame);
                 if !self.answers.is_empty() || !self.answer(shell, partition, &answer)? {
                     self.answers.push_back((partition, Box::new(answer)));
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Gives an answer that is at hand, or comes in for somebody else.
+    fn serve(&mut self, shell: &mut Shell, serving: Serving) -> Result<(), Lost> {
+        if self.stale > 0 || shell.stillness.in_this_round() {
+            return Err(Lost::StoodStill);
+        }
+        let organization = &serving.key.organization;
+        let source = match &serving.from {
+            ServedFrom::Cache(fingerprint) => shell.shelf.get(organization, *fingerprint).map(Answers::Kept),
+            ServedFrom::Call(leader) => {
+                let flight = self.flights.get(&key_of(organization, leader));
+                flight.map(|flight| Answers::Flight(Arc::clone(flight), leader.clone()))
+            }
+        };
+        let (key, cancel) = (serving.key.clone(), CancellationToken::new());
+        if self.tenure.state().open(&key).is_none_or(|open| open.cancelled) {
+            cancel.cancel();
+        }
+        let (source, reports) = (source.unwrap_or(Answers::Nothing), shell.reports.clone());
+        let running = Arc::clone(&shell.calls).serve(self.tenure.id(), serving, source, cancel.clone(), reports);
+        let abort = shell.tasks.spawn(running);
+        self.calls.insert(key, CallHandle { cancel, abort });
+        Ok(())
+    }
+
+    /// Keeps the answer that came in for a request, here and on `cache`.
+    fn keep(
+        &mut self,
+        shell: &Shell,
+        of: &RequestKey,
+        fingerprint: Fingerprint,
+        expires_at: Timestamp,
+    ) -> Result<(), Lost> {
+        let Some((events, summary, body)) = self.flights.get(of).and_then(|flight| flight.answer()) else {
+            return Ok(());
+        };
+        let mut record = CacheRecord {
+            organization: of.organization.clone(),
+            fingerprint,
+            request_id: of.request.clone(),
+            expires_at,
+            usage: summary.usage.unwrap_or_default(),
+            finish_reason: summary.finish_reason,
+            events,
+            body,
+            seal: String::new(),
+        };
+        record.seal = shell.fingerprints.seal(&record);
+        shell.cache(self.partition, &record, self.epoch)?;
+        shell.shelf.put(&of.organization, fingerprint, Arc::new(record.into()));
         Ok(())
     }
 
@@ -726,7 +838,14 @@ impl Owner {
         if self.tenure.state().open(&key).is_some_and(|open| open.cancelled) {
             cancel.cancel();
         }
-        let running = Arc::clone(&shell.calls).run(self.tenure.id(), call, body, cancel.clone(), shell.reports.clone());
+        let flight = call.is_kept.then(|| {
+            let new = || Arc::new(Flight::new(&shell.arriving, shell.cache.answer_bytes_max));
+            let flight = self.flights.entry(key.clone()).or_insert_with(new);
+            flight.begin();
+            Arc::clone(flight)
+        });
+        let reports = shell.reports.clone();
+        let running = Arc::clone(&shell.calls).run(self.tenure.id(), call, body, flight, cancel.clone(), reports);
         let abort = shell.tasks.spawn(running);
         self.calls.insert(key, CallHandle { cancel, abort });
         Ok(())
@@ -768,5 +887,10 @@ impl Tag {
     /// Of a terminal frame.
     pub const fn answer(epoch: u64) -> u64 {
         (epoch << 2) | 2
+    }
+
+    /// Of an answer that is kept.
+    pub const fn cache(epoch: u64) -> u64 {
+        (epoch << 2) | 3
     }
 }

@@ -26,8 +26,10 @@ use super::kafka;
 use super::member::{self, Change, Member, Position, Received};
 use super::owner::{Lost, Owner, Record};
 use super::publisher::{Deliveries, Delivery, Publisher};
+use super::refill::Refill;
 use super::restore::{self, Restore, Takeover};
 use super::room::Room;
+use super::shelf::Shelf;
 use super::shell::{Kept, Learned, Load, ProcessorMetrics, Shell, Tag, Topics, Understood, readings};
 use super::stillness::Stillness;
 use crate::codec::Codec;
@@ -229,6 +231,8 @@ impl Shard {
         let counters = ProcessorMetrics::register(&metrics);
         let bodies = Room::new(config.processor.bodies_bytes_max);
         let name = |topic| kafka::topic_name(&config.kafka, topic);
+        let shelf = Shelf::new(config.cache.bytes_max);
+        let fingerprints = Fingerprints::new(config.processor.fingerprint_key.as_ref());
         let shell = Shell {
             calls: Arc::new(Calls::new(transport, &config, codec.clone(), publisher.clone())),
             codec: codec.clone(),
@@ -247,6 +251,7 @@ impl Shard {
                 journal: name(Topic::Journal),
                 responses: name(Topic::Responses),
                 dead_letters: name(Topic::DeadLetters),
+                cache: name(Topic::Cache),
             },
             bounds: Bounds {
                 partitions,
@@ -254,7 +259,7 @@ impl Shard {
                 timeout: millis(config.processor.timeout_ms),
                 timeout_max: millis(config.processor.timeout_max_ms),
             },
-            fingerprints: Fingerprints::new(config.processor.fingerprint_key.as_ref()),
+            fingerprints: fingerprints.clone(),
             classifier: Arc::new(Builtin::new()),
             checkpoints: checkpoints::Writer {
                 codec: codec.clone(),
@@ -271,6 +276,19 @@ impl Shard {
                 &counters,
             ),
             held: Room::new(config.processor.held_bytes_max),
+            shelf: shelf.clone(),
+            arriving: Room::new(config.cache.arriving_bytes_max),
+            cache: config.cache.clone(),
+            refill: Refill {
+                kafka: config.kafka.clone(),
+                codec: codec.clone(),
+                publisher: publisher.clone(),
+                fingerprints: fingerprints.clone(),
+                shelf,
+                topic: name(Topic::Cache),
+                dead_letters: name(Topic::DeadLetters),
+                dead_letter_bytes_max: config.processor.dead_letter_bytes_max,
+            },
             stillness: Stillness::new(millis(config.kafka.session_timeout_ms)),
             metrics: counters,
         };
@@ -389,6 +407,12 @@ impl Shard {
             Tag::Commit => self.with_owner(partition, |owner, shell| owner.acknowledged(shell, outcome)),
             Tag::Disposal => self.with_owner(partition, |owner, shell| owner.disposed(shell, outcome)),
             // The next tenure publishes it again.
+            // It is here in any case, and asked anew where it is not.
+            Tag::Cache => {
+                if let Err(error) = outcome {
+                    tracing::warn!(kafka.partition = partition, %error, "an answer is kept here alone");
+                }
+            }
             Tag::Answer => self.with_owner(partition, |_, _| outcome.map(|_| ()).map_err(Lost::Delivery)),
         }
     }

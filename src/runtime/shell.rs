@@ -10,6 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
 
 use super::calls::{Calls, Report};
 use super::checkpoints::{self, Slots};
@@ -17,19 +18,25 @@ use super::control::Control;
 use super::fingerprint::Fingerprints;
 use super::owner::{Lost, Record, outgoing, taken};
 use super::publisher::{Deliveries, Publisher};
+use super::refill::{self, Refill};
 use super::room::{Hold, Room};
+use super::shelf::Shelf;
 use super::stillness::Stillness;
 use crate::codec::{self, Codec};
+use crate::config;
 use crate::control::Tables;
-use crate::domain::{OrganizationId, RequestId};
+use crate::domain::{Fingerprint, OrganizationId, RequestId};
 use crate::failpoint::{Failpoint, reached};
+use crate::processor::cache::{Directives, Entries, Index};
 use crate::processor::checkpoint::Cut;
 use crate::processor::content::{self, Content};
 use crate::processor::health::Deployments;
 use crate::processor::intent::Classifier;
 use crate::processor::{Bounds, Capacity};
 use crate::records::Outcome;
+use crate::records::cache::CacheRecord;
 use crate::records::dead_letters::DeadLetter;
+use crate::records::journal::CacheOutcome;
 use crate::records::requests::Chat;
 use crate::telemetry::Metrics;
 
@@ -46,6 +53,8 @@ pub enum Tag {
     Commit,
     Disposal,
     Answer,
+    /// Of an answer that is kept.
+    Cache,
 }
 
 impl Tag {
@@ -54,7 +63,8 @@ impl Tag {
         let kind = match number & 3 {
             0 => Self::Commit,
             1 => Self::Disposal,
-            _ => Self::Answer,
+            2 => Self::Answer,
+            _ => Self::Cache,
         };
         (number >> 2, kind)
     }
@@ -66,6 +76,7 @@ pub struct Topics {
     pub journal: String,
     pub responses: String,
     pub dead_letters: String,
+    pub cache: String,
 }
 
 /// A schema that was asked for: its id, the epoch that asked, and what came of it.
@@ -80,6 +91,8 @@ pub struct Reading {
     pub content: Result<Content, content::Error>,
     /// Keyed hash of it.
     pub fingerprint: String,
+    /// What it may want of the cache.
+    pub cache: Option<(Fingerprint, Directives)>,
 }
 
 impl Reading {
@@ -94,7 +107,31 @@ impl Reading {
                 content.classify(classifier);
             }
         }
-        Self { content, fingerprint: fingerprints.of(&chat.body) }
+        let cache = Self::cache(chat, &mut content, control, fingerprints);
+        Self { content, fingerprint: fingerprints.of(&chat.body), cache }
+    }
+
+    /// Whether answers to such a request are kept, and by what they are found.
+    fn cache(
+        chat: &Chat,
+        content: &mut Result<Content, content::Error>,
+        control: &Tables,
+        fingerprints: &Fingerprints,
+    ) -> Option<(Fingerprint, Directives)> {
+        let caching = control.terms(&chat.organization, None)?.plan.cache?;
+        let read = content.as_ref().ok()?;
+        let header = chat.cache_control.as_deref().map(Directives::parse).unwrap_or(Ok(Directives::default()));
+        let directives = match header {
+            Ok(header) => header.and(read.cache),
+            Err(detail) => {
+                *content = Err(content::Error::CacheControl(detail));
+                return None;
+            }
+        };
+        let is_kept = (read.is_steady || caching.any_temperature) && (!read.has_tools || caching.tools);
+        let form = [read.stream, read.include_usage];
+        let found = is_kept.then(|| fingerprints.content(&chat.organization, form, &chat.body).ok()).flatten()?;
+        Some((found, directives))
     }
 }
 
@@ -129,6 +166,12 @@ pub struct Shell {
     pub load: Load,
     /// For the records that wait.
     pub held: Room,
+    /// Answers that are kept.
+    pub shelf: Shelf,
+    /// For the answers that come in and may be kept.
+    pub arriving: Room,
+    pub cache: config::Cache,
+    pub refill: Refill,
     pub stillness: Stillness,
     pub metrics: ProcessorMetrics,
 }
@@ -188,6 +231,45 @@ impl Shell {
 
     fn dispose(&self, record: super::publisher::Outgoing<'_>, epoch: u64) -> Result<bool, Lost> {
         taken(self.publisher.send(record, &self.deliveries, Tag::disposal(epoch)))
+    }
+
+    /// Reads the bodies of a partition's answers, in the background, until `given_up`.
+    pub fn refill(&mut self, partition: i32, index: &Index, given_up: CancellationToken) {
+        let of = |(organization, entries): (&OrganizationId, &Entries)| {
+            let organization = organization.clone();
+            entries.iter().map(move |entry| (organization.clone(), entry.fingerprint)).collect::<Vec<_>>()
+        };
+        let wanted: refill::Wanted = index.organizations().flat_map(of).collect();
+        if wanted.is_empty() {
+            return;
+        }
+        let (refill, handle) = (self.refill.clone(), tokio::runtime::Handle::current());
+        self.tasks.spawn(async move {
+            let read = tokio::task::spawn_blocking(move || refill.run(partition, &wanted, &given_up, &handle));
+            if let Err(error) = read.await {
+                tracing::warn!(kafka.partition = partition, %error, "reading the cache broke off");
+            }
+        });
+    }
+
+    /// Puts an answer on `cache`; what the full producer does not take is not there after a restart, and asked anew.
+    pub fn cache(&self, partition: i32, record: &CacheRecord, epoch: u64) -> Result<(), Lost> {
+        let (mut payload, key) = (Vec::new(), CacheRecord::key(&record.organization, record.fingerprint));
+        self.codec.encode(record, &mut payload).map_err(|e| Lost::Write(e.to_string()))?;
+        let outgoing = outgoing(&self.topics.cache, partition, key.as_bytes(), &payload);
+        if let Err(error) = self.publisher.send_telling_failures(outgoing, &self.deliveries, Tag::cache(epoch)) {
+            tracing::warn!(kafka.partition = partition, %error, "an answer is kept here alone");
+        }
+        Ok(())
+    }
+
+    /// Takes an answer off `cache`; one that stays is passed over, since the journal says that it is gone.
+    pub fn uncache(&self, partition: i32, organization: &OrganizationId, fingerprint: Fingerprint, epoch: u64) {
+        let key = CacheRecord::key(organization, fingerprint);
+        let outgoing = outgoing(&self.topics.cache, partition, key.as_bytes(), &[]);
+        if let Err(error) = self.publisher.send_tombstone(outgoing, &self.deliveries, Tag::cache(epoch)) {
+            tracing::debug!(kafka.partition = partition, %error, "an answer that is not kept any more stays on cache");
+        }
     }
 
     /// Writes a checkpoint in the background.
@@ -321,6 +403,11 @@ impl Load {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CacheLabel {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabel {
     outcome: &'static str,
 }
@@ -340,6 +427,11 @@ pub struct ProcessorMetrics {
     pub paused: Gauge,
     pub open: Gauge,
     pub bodies: Gauge,
+    /// Bytes of the answers that are at hand.
+    pub shelf: Gauge,
+    pub cached: Counter,
+    pub evicted: Counter,
+    looked_up: Family<CacheLabel, Counter>,
     settled: Family<OutcomeLabel, Counter>,
 }
 
@@ -362,8 +454,16 @@ impl ProcessorMetrics {
             registry.register("partitions_paused", "Partitions held back by what waits", own.paused.clone());
             registry.register("requests_open", "Requests admitted and not settled", own.open.clone());
             registry.register("bodies_bytes", "Bytes of the bodies of open requests", own.bodies.clone());
+            registry.register("cache_lookups", "Looks into the cache, by what was found", own.looked_up.clone());
+            registry.register("cache_inserted", "Answers kept for those who ask the same", own.cached.clone());
+            registry.register("cache_evicted", "Answers kept no longer", own.evicted.clone());
+            registry.register("cache_bytes", "Bytes of the answers that are at hand", own.shelf.clone());
         });
         own
+    }
+
+    pub fn looked_up(&self, outcome: CacheOutcome) {
+        self.looked_up.get_or_create(&CacheLabel { outcome: outcome.as_str() }).inc();
     }
 
     pub fn settled(&self, outcome: Outcome) {
@@ -414,6 +514,7 @@ mod tests {
             (Tag::commit(7), (7, Tag::Commit)),
             (Tag::disposal(7), (7, Tag::Disposal)),
             (Tag::answer(9), (9, Tag::Answer)),
+            (Tag::cache(9), (9, Tag::Cache)),
         ] {
             assert_eq!(Tag::of(number), expected);
         }

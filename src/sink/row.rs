@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::records::usage::{PostingKind, UsageRecord};
 use crate::records::{Origin, UsageSource};
 
-/// Borrows everything from its record. The fields are the columns of `schemas/clickhouse/0001_usage.sql`.
+/// Borrows everything from its record. The fields are the columns of `schemas/clickhouse/0001_usage.sql` and `0004_cache.sql`.
 #[derive(Debug, Clone, PartialEq, Row, Serialize)]
 pub struct UsageRow<'a> {
     pub journal_partition: i32,
@@ -60,6 +60,10 @@ pub struct UsageRow<'a> {
     pub time_to_first_token_ms: Option<u64>,
     pub duration_ms: Option<u64>,
     pub request_duration_ms: Option<u64>,
+    pub source: &'static str,
+    pub saved_usd: Option<i128>,
+    pub saved_input_tokens: Option<u64>,
+    pub saved_output_tokens: Option<u64>,
 }
 
 impl<'a> From<&'a UsageRecord> for UsageRow<'a> {
@@ -73,6 +77,7 @@ impl<'a> From<&'a UsageRecord> for UsageRow<'a> {
                 PostingKind::Attempt => "attempt",
                 PostingKind::Refusal => "refusal",
                 PostingKind::Orphan => "orphan",
+                PostingKind::Served => "served",
             },
             at: record.at.as_millis(),
             received_at: record.received_at.as_millis(),
@@ -127,6 +132,10 @@ impl<'a> From<&'a UsageRecord> for UsageRow<'a> {
             time_to_first_token_ms: record.time_to_first_token_ms,
             duration_ms: record.duration_ms,
             request_duration_ms: record.request_duration_ms,
+            source: record.source.as_str(),
+            saved_usd: record.saved.and_then(|saved| saved.cost_pico_usd).map(|cost| cost.get()),
+            saved_input_tokens: record.saved.and_then(|saved| saved.usage.total_input()),
+            saved_output_tokens: record.saved.and_then(|saved| saved.usage.output),
         }
     }
 }

@@ -252,7 +252,7 @@ mod tests {
         let released = |files: &mut Files| {
             change(files);
             for (topic, file, text) in unreleased(files) {
-                assert_eq!((topic, file.as_str()), (Topic::Requests, "schemas/avro/history/requests/0002.avsc"));
+                assert_eq!((topic, file.as_str()), (Topic::Requests, "schemas/avro/history/requests/0003.avsc"));
                 files.set(&file, &text);
             }
         };

@@ -13,7 +13,7 @@ pub const FILE: &str = "topology/topics.toml";
 /// Most partitions that a topic may have here: a laptop's broker stays usable, and a typing error is caught.
 const PARTITIONS_MAX: u32 = 4096;
 /// The topics on which an organization's partition is the same.
-pub const BY_ORGANIZATION: [Topic; 3] = [Topic::Requests, Topic::Journal, Topic::State];
+pub const BY_ORGANIZATION: [Topic; 4] = [Topic::Requests, Topic::Journal, Topic::State, Topic::Cache];
 /// The topics that keep everything for ever: they are the only authority on what they hold.
 pub const FOREVER: [Topic; 2] = [Topic::Journal, Topic::Control];
 
@@ -185,7 +185,7 @@ impl Topics {
         for topic in BY_ORGANIZATION {
             if self.spec(topic).is_some_and(|spec| spec.partitions.is_some()) {
                 let item = format!("topics.{}.partitions", topic.name());
-                let problem = "must follow the profile: requests, journal and state need the same number";
+                let problem = "must follow the profile: requests, journal, state and cache need the same number";
                 problems.push(Problem::new(FILE, item, problem));
             }
         }
@@ -196,9 +196,11 @@ impl Topics {
             let problem = "must be \"broker\": deadlines are counted from the record's time";
             problems.push(Problem::new(FILE, "topics.requests.timestamps", problem));
         }
-        if self.spec(Topic::State).is_some_and(|spec| spec.cleanup != Cleanup::Compact) {
-            let problem = "must be \"compact\": the latest of each part is needed, however old";
-            problems.push(Problem::new(FILE, "topics.state.cleanup", problem));
+        for topic in [Topic::State, Topic::Cache] {
+            if self.spec(topic).is_some_and(|spec| spec.cleanup != Cleanup::Compact) {
+                let problem = "must be \"compact\": the latest of each key is needed, however old";
+                problems.push(Problem::new(FILE, format!("topics.{}.cleanup", topic.name()), problem));
+            }
         }
         for spec in FOREVER.iter().filter_map(|topic| self.spec(*topic)) {
             if spec.retention != Retention::Forever || spec.cleanup != Cleanup::Delete {

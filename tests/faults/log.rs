@@ -262,7 +262,11 @@ impl Fold for Journal {
                 | Fact::CancelRequested(_)
                 | Fact::RecordSkipped(_)
                 | Fact::Overdrawn(_)
-                | Fact::ThresholdCrossed(_) => {}
+                | Fact::ThresholdCrossed(_)
+                | Fact::CacheLookedUp(_)
+                | Fact::CacheInserted(_)
+                | Fact::CacheEvicted(_)
+                | Fact::CachePurged(_) => {}
             }
             self.over += usize::from(!was_over && decided.is_over());
         }

@@ -339,10 +339,11 @@ async fn answered_at(world: &World, ask: &Ask, at: Timestamp, (input, output): (
         body: Some(br#"{"choices":[{"message":{"content":"hello"}}]}"#.to_vec().into()),
         earlier: None,
         shortfall: None,
+        kept_bytes: None,
     };
     let content = content::read(&chat.body);
     let inputs = [
-        Input::Chat { source_offset, received_at: at, chat: &chat, content, fingerprint: None },
+        Input::Chat { source_offset, received_at: at, chat: &chat, content, fingerprint: None, cache: None },
         Input::AttemptEnded(Box::new(report)),
     ];
     let bounds = Bounds {

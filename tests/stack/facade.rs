@@ -102,7 +102,7 @@ impl Processor {
     pub async fn chat(&self) -> Box<Chat> {
         match self.request().await {
             Request::Chat(chat) => chat,
-            Request::Cancel(cancel) => panic!("{cancel:?}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -216,7 +216,7 @@ async fn a_client_that_goes_away_leaves_a_cancel_on_the_requests_partition() {
             assert_eq!((cancel.request_id, cancel.organization), (chat.request_id, chat.organization));
             assert_eq!(cancel.reason, "client_disconnected");
         }
-        Request::Chat(chat) => panic!("{chat:?}"),
+        other => panic!("{other:?}"),
     }
     facade.stop().await;
 }

@@ -4,6 +4,7 @@ pub mod fixture;
 
 mod again;
 pub mod audit;
+mod cache;
 mod checkpoints;
 mod compose;
 mod connections;

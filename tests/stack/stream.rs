@@ -193,6 +193,7 @@ pub fn chat(request: &str, body: &str) -> Chat {
         encryption_key_id: None,
         content_ref: None,
         body: Bytes::copy_from_slice(body.as_bytes()),
+        cache_control: None,
     }
 }
 
@@ -205,7 +206,7 @@ async fn what_cannot_be_understood_is_a_dead_letter_and_the_partition_goes_on() 
     let mut world = World::start("dead").await;
     let partition = partition_of(ORGANIZATION, PARTITIONS);
     let mut strange = Vec::new();
-    let record = RequestRecord { kind: "embedding".into(), chat: None, cancel: None };
+    let record = RequestRecord { kind: "embedding".into(), chat: None, cancel: None, purge_cache: None };
     world.codec.encode(&record, &mut strange).expect("encoded");
     let table: [(&[u8], &str); 4] = [
         (b"{\"model\": \"json instead of avro\"}", "undecodable"),
@@ -238,7 +239,10 @@ async fn no_size_and_no_compression_holds_a_partition() {
 
     let mut strange = Vec::new();
     let kind = "k".repeat(2 << 20);
-    world.codec.encode(&RequestRecord { kind, chat: None, cancel: None }, &mut strange).expect("encoded");
+    world
+        .codec
+        .encode(&RequestRecord { kind, chat: None, cancel: None, purge_cache: None }, &mut strange)
+        .expect("encoded");
     let offset = world.produce(partition, &strange).await;
     let letter = world.find(move |letter: DeadLetter| (letter.offset == offset).then_some(letter)).await;
     assert_eq!((letter.reason.as_str(), letter.payload_bytes), ("unknown_kind", strange.len() as i64));

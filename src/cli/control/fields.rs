@@ -121,6 +121,28 @@ pub struct PlanFields {
     /// What happens when a budget does not suffice: refuse, lower_output_cap or step_down
     #[arg(long, value_name = "WHAT")]
     pub when_short: Option<String>,
+    #[command(flatten)]
+    pub cache: CacheFlags,
+}
+
+/// Which answers are kept for those who ask the same.
+#[derive(Debug, Clone, Args)]
+pub struct CacheFlags {
+    /// How long answers are kept for those who ask the same; without any of the cache's settings they are not
+    #[arg(long, value_name = "SECONDS")]
+    pub cache_ttl_seconds: Option<u64>,
+    /// Most answers that are kept for an organization
+    #[arg(long, value_name = "NUMBER")]
+    pub cache_entries_max: Option<u64>,
+    /// Most bytes of answers that are kept for an organization
+    #[arg(long, value_name = "BYTES")]
+    pub cache_bytes_max: Option<u64>,
+    /// Keep answers also of requests that do not say temperature 0
+    #[arg(long, value_name = "true|false")]
+    pub cache_any_temperature: Option<bool>,
+    /// Keep answers also of requests that name tools
+    #[arg(long, value_name = "true|false")]
+    pub cache_tools: Option<bool>,
 }
 
 impl Fields for PlanFields {
@@ -135,7 +157,15 @@ impl Fields for PlanFields {
             ("soft_percents", list(&self.soft_percents)),
             ("when_short", some(&self.when_short)),
         ]);
+        let cache = given([
+            ("ttl_seconds", some(&self.cache.cache_ttl_seconds)),
+            ("entries_max", some(&self.cache.cache_entries_max)),
+            ("bytes_max", some(&self.cache.cache_bytes_max)),
+            ("any_temperature", some(&self.cache.cache_any_temperature)),
+            ("tools", some(&self.cache.cache_tools)),
+        ]);
         Ok(given([
+            ("cache", inner(cache)),
             ("description", some(&self.description)),
             ("models", list(&self.models)),
             ("tiers", list(&self.tiers)),

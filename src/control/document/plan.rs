@@ -6,7 +6,12 @@ use super::TIERS;
 use super::amounts::{self, Limits};
 use super::place::Place;
 use crate::domain::{Calendar, ModelName};
-use crate::records::control::{Budget, Entity, ModelLimits, Plan, WhenShort};
+use crate::processor::cache::TTL_SECONDS_MAX;
+use crate::records::control::{Budget, Caching, Entity, ModelLimits, Plan, WhenShort};
+
+/// Most answers, and most bytes of them, that are kept for an organization.
+const CACHE_ENTRIES_MAX: u64 = 1_000_000;
+const CACHE_BYTES_MAX: u64 = 16 << 30;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -25,6 +30,25 @@ pub(super) struct Document {
     budget: BudgetDocument,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     model_limits: Vec<ModelLimitsDocument>,
+    /// Absent: answers are not kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cache: Option<CacheDocument>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct CacheDocument {
+    ttl_seconds: u64,
+    entries_max: u64,
+    bytes_max: u64,
+    any_temperature: bool,
+    tools: bool,
+}
+
+impl Default for CacheDocument {
+    fn default() -> Self {
+        show_cache(&Caching::default())
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -91,6 +115,7 @@ pub(super) fn parse(document: Document, place: &mut Place<'_>) -> Option<Entity>
     let limits = document.limits.parse(place);
     let budget = budget(document.budget, &mut place.within("budget"));
     let model_limits = model_limits(&document.model_limits, place);
+    let cache = document.cache.map(|cache| self::cache(&cache, &mut place.within("cache")));
     Some(Entity::Plan(Plan {
         description: document.description,
         models: models?,
@@ -99,7 +124,30 @@ pub(super) fn parse(document: Document, place: &mut Place<'_>) -> Option<Entity>
         model_limits: model_limits?,
         output_cap: output_cap?,
         budget: budget?,
+        cache,
     }))
+}
+
+fn cache(document: &CacheDocument, place: &mut Place<'_>) -> Caching {
+    let CacheDocument { ttl_seconds, entries_max, bytes_max, any_temperature, tools } = *document;
+    for (field, value, most) in [
+        ("ttl_seconds", ttl_seconds, TTL_SECONDS_MAX),
+        ("entries_max", entries_max, CACHE_ENTRIES_MAX),
+        ("bytes_max", bytes_max, CACHE_BYTES_MAX),
+    ] {
+        if !(1..=most).contains(&value) {
+            place.problem(
+                field,
+                format!("{value} is out of bounds; give 1 to {most}, or leave [cache] out to keep nothing"),
+            );
+        }
+    }
+    Caching { ttl_seconds, entries_max, bytes_max, any_temperature, tools }
+}
+
+const fn show_cache(caching: &Caching) -> CacheDocument {
+    let Caching { ttl_seconds, entries_max, bytes_max, any_temperature, tools } = *caching;
+    CacheDocument { ttl_seconds, entries_max, bytes_max, any_temperature, tools }
 }
 
 fn model_limits(documents: &[ModelLimitsDocument], place: &mut Place<'_>) -> Option<Vec<ModelLimits>> {
@@ -159,6 +207,7 @@ pub(super) fn show(plan: &Plan) -> Document {
         limits: Limits::show(&plan.limits),
         budget: show_budget(&plan.budget),
         model_limits: model_limits.collect(),
+        cache: plan.cache.as_ref().map(show_cache),
     }
 }
 

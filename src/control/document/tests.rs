@@ -325,6 +325,7 @@ fn entity() -> impl Strategy<Value = Entity> {
                 model_limits: limited.collect(),
                 output_cap,
                 budget,
+                cache: None,
             })
         },
     );

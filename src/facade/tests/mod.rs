@@ -212,7 +212,7 @@ impl Facade {
         let sent = self.sent().await;
         match &sent.request {
             Request::Chat(chat) => Asked { chat: chat.clone(), sent },
-            Request::Cancel(cancel) => panic!("{cancel:?}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -220,7 +220,7 @@ impl Facade {
         let sent = self.sent().await;
         match sent.request {
             Request::Cancel(cancel) => cancel,
-            Request::Chat(chat) => panic!("{chat:?}"),
+            other => panic!("{other:?}"),
         }
     }
 

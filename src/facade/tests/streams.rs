@@ -48,6 +48,7 @@ async fn a_request_goes_on_byte_for_byte_with_what_the_facade_knows() {
         encryption_key_id: None,
         content_ref: None,
         body: body.into(),
+        cache_control: None,
     };
     assert!(chat.reply_nonce.as_deref().unwrap().starts_with("ours-"));
     assert_eq!(chat, expected);

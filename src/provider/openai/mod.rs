@@ -16,7 +16,7 @@ mod wait;
 mod whole;
 
 pub use failure::{from_body, from_status};
-pub use identity::Identity;
+pub use identity::{Identity, renamed};
 pub use request::{CapName, OutputCap, Wanted, request};
 pub use shortfall::shortfall;
 pub use stream::StreamDecoder;

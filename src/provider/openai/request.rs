@@ -1,5 +1,5 @@
 //! The client's request as the provider gets it: `model` is the provider's name for it, a stream reports its usage, the
-//! answer is no longer than what was reserved for it, and our own keys are out of `metadata`. Every other byte is the
+//! answer is no longer than what was reserved for it, and our own keys are out of it and of `metadata`. Every other byte is the
 //! client's.
 
 use bytes::Bytes;
@@ -9,6 +9,8 @@ use crate::provider::{Failure, FailureClass};
 
 /// Members of `metadata` that are for us and not for the provider.
 const OUR_METADATA: [&str; 2] = ["organization_id", "user_tier"];
+/// What a request says about the gateway's cache.
+const OUR_CACHE: &str = "cache";
 
 /// What the provider is asked for, whatever the client's request says.
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +97,7 @@ pub fn request(body: &Bytes, wanted: &Wanted<'_>) -> Result<Bytes, Failure> {
                 Some(left) => splice.replace(i, left),
                 None => {}
             },
+            OUR_CACHE => splice.remove(i),
             _ => {}
         }
     }

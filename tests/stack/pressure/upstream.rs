@@ -4,6 +4,8 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -21,6 +23,7 @@ use tokio::task::JoinSet;
 
 pub struct Upstream {
     address: SocketAddr,
+    calls: Arc<AtomicUsize>,
     tasks: JoinSet<()>,
 }
 
@@ -32,8 +35,13 @@ impl Upstream {
     pub async fn on(address: SocketAddr) -> Self {
         let listener = TcpListener::bind(address).await.expect("an address");
         let address = listener.local_addr().expect("an address");
-        let mut tasks = JoinSet::new();
+        let (mut tasks, calls) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
+        let counted = Arc::clone(&calls);
         tasks.spawn(async move {
+            let answer = move |request: Json<Value>| {
+                counted.fetch_add(1, Ordering::Relaxed);
+                answer(request)
+            };
             let service = TowerToHyperService::new(
                 Router::new().route("/v1/chat/completions", post(answer)).layer(DefaultBodyLimit::disable()),
             );
@@ -46,7 +54,12 @@ impl Upstream {
                 while connections.try_join_next().is_some() {}
             }
         });
-        Self { address, tasks }
+        Self { address, calls, tasks }
+    }
+
+    /// How often it was asked.
+    pub fn calls(&self) -> usize {
+        self.calls.load(Ordering::Relaxed)
     }
 
     pub fn url(&self) -> String {

@@ -65,6 +65,8 @@ fn posting(number: u64, kind: PostingKind, user: &str, key: &str) -> UsageRecord
         time_to_first_token_ms: None,
         duration_ms: None,
         request_duration_ms: Some(900),
+        saved: None,
+        source: tollstream::records::journal::AttemptSource::Provider,
     }
 }
 

@@ -235,6 +235,8 @@ pub fn ended(attempt: u32, model: u64, outcome: Outcome, cost: Option<i128>) -> 
         booking: None,
         retry_after_ms: None,
         shortfall: None,
+        saved: None,
+        source: tollstream::records::journal::AttemptSource::Provider,
     }))
 }
 

@@ -182,27 +182,32 @@ impl World {
 
     /// Everything that is on a topic now.
     pub fn read_all(&self, topic: Topic) -> Vec<(i32, Vec<u8>)> {
-        let consumer: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", &self.kafka.brokers)
-            .set("group.id", "nobody")
-            .set("enable.auto.commit", "false")
-            .create()
-            .unwrap();
-        let (name, mut list, mut left) = (self.topic(topic), TopicPartitionList::new(), 0);
-        for partition in 0..PARTITIONS {
-            let (low, high) = consumer.fetch_watermarks(&name, partition, PATIENCE).unwrap();
-            left += high - low;
-            list.add_partition_offset(&name, partition, Offset::Beginning).unwrap();
-        }
-        consumer.assign(&list).unwrap();
-        let mut records = Vec::new();
-        while left > 0 {
-            let message = consumer.poll(PATIENCE).expect("the records are there").unwrap();
-            records.push((message.partition(), message.payload().unwrap_or_default().to_vec()));
-            left -= 1;
-        }
-        records
+        read_all(&self.kafka, topic)
     }
+}
+
+/// Everything that is on a topic now.
+pub fn read_all(kafka: &config::Kafka, topic: Topic) -> Vec<(i32, Vec<u8>)> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &kafka.brokers)
+        .set("group.id", "nobody")
+        .set("enable.auto.commit", "false")
+        .create()
+        .unwrap();
+    let (name, mut list, mut left) = (kafka::topic_name(kafka, topic), TopicPartitionList::new(), 0);
+    for partition in 0..PARTITIONS {
+        let (low, high) = consumer.fetch_watermarks(&name, partition, PATIENCE).unwrap();
+        left += high - low;
+        list.add_partition_offset(&name, partition, Offset::Beginning).unwrap();
+    }
+    consumer.assign(&list).unwrap();
+    let mut records = Vec::new();
+    while left > 0 {
+        let message = consumer.poll(PATIENCE).expect("the records are there").unwrap();
+        records.push((message.partition(), message.payload().unwrap_or_default().to_vec()));
+        left -= 1;
+    }
+    records
 }
 
 impl Role {
