@@ -16,6 +16,7 @@ use super::publisher::{self, Outgoing};
 use super::restore::Takeover;
 use super::room::Hold;
 use super::shell::{Reading, Shell, Tag};
+use super::timeline::{Timeline, Timelines};
 use crate::codec;
 use crate::domain::ids::partition_of;
 use crate::domain::{OrganizationId, RequestKey, Timestamp};
@@ -189,6 +190,7 @@ pub struct Owner {
     /// A record on which the decision could not be written, and why.
     undecidable: Option<(i64, String)>,
     checkpoints: Keeper,
+    timelines: Timelines,
     payload: Vec<u8>,
 }
 
@@ -220,6 +222,7 @@ impl Owner {
             stale: 0,
             undecidable,
             checkpoints: Keeper::new(takeover.begin, takeover.stale),
+            timelines: Timelines::default(),
             payload: Vec::new(),
         };
         match owner.recover(shell, takeover.bodies) {
@@ -314,6 +317,7 @@ impl Owner {
     pub fn acknowledged(&mut self, shell: &mut Shell, outcome: Result<i64, KafkaError>) -> Result<(), Lost> {
         let pending = self.tenure.acknowledged(outcome.map_err(Lost::Delivery)?)?;
         self.decided = self.decided.max(pending.source_offset);
+        self.timelines.acknowledged(&shell.metrics);
         reached(Failpoint::CommitAcknowledged);
         for command in pending.commands {
             self.run(shell, command)?;
@@ -331,9 +335,15 @@ impl Owner {
                 shell.metrics.checkpoints.inc();
             }
             Err(error) => {
+                shell.metrics.checkpoint_failures.inc();
                 tracing::warn!(kafka.partition = self.partition, %error, "a checkpoint could not be kept; trying again");
             }
         }
+    }
+
+    /// Entries of the journal that a takeover would read.
+    pub fn checkpoint_distance(&self) -> i64 {
+        self.checkpoints.distance(&self.tenure)
     }
 
     fn keep_checkpoint(&mut self, shell: &mut Shell) {
@@ -406,6 +416,7 @@ impl Owner {
     fn ended(&mut self, shell: &mut Shell, mut report: Box<AttemptReport>) -> Result<(), Lost> {
         let key = report.key.clone();
         self.calls.remove(&key);
+        self.timelines.answered(&key);
         report.earlier = self.answers_kept.remove(&key);
         if let Some(earlier) = &report.earlier {
             shell.load.dropped(&key.organization, earlier.len());
@@ -618,9 +629,9 @@ impl Owner {
         body: Option<&Bytes>,
     ) -> Result<(), Lost> {
         let control = shell.control.tables();
-        let organization = match input {
-            Input::Chat { chat, .. } => Some(&chat.organization),
-            _ => None,
+        let (organization, arrived) = match input {
+            Input::Chat { chat, received_at, .. } => (Some(&chat.organization), Some(Timeline::begin(*received_at))),
+            _ => (None, None),
         };
         let capacity = shell.load.room_for(organization, body.map_or(0, Bytes::len));
         let deployments = Arc::clone(&shell.deployments);
@@ -629,6 +640,7 @@ impl Owner {
         let with = Circumstances { at, control: &control, capacity, bounds: &shell.bounds, health };
         let Some(commit) = self.tenure.decide(input, with) else { return Ok(()) };
         drop(board);
+        self.timelines.decided(&commit, arrived, &shell.metrics);
         self.account(shell, &commit, body);
         let (organization, source_offset) = (commit.organization.clone(), commit.source_offset);
         let record = JournalRecord::from(Entry::Commit(commit));
@@ -656,9 +668,7 @@ impl Owner {
                     shell.load.opened(organization);
                     shell.metrics.admitted.inc();
                 }
-                Fact::RequestRefused(_) => {
-                    shell.metrics.refused.inc();
-                }
+                Fact::RequestRefused(refused) => shell.metrics.refused(&refused.code),
                 Fact::AttemptStarted(started) => {
                     let mut board = shell.deployments.lock().unwrap_or_else(PoisonError::into_inner);
                     board.started(&started.deployment, clock::now());
@@ -676,10 +686,10 @@ impl Owner {
                         shell.load.dropped(organization, body.len());
                     }
                 }
+                Fact::AttemptEnded(posting) => shell.metrics.posted(posting),
+                Fact::OrphanPosted(orphan) => shell.metrics.posted(&orphan.posting),
                 Fact::RequestRouted(_)
-                | Fact::AttemptEnded(_)
                 | Fact::AttemptProgressed(_)
-                | Fact::OrphanPosted(_)
                 | Fact::Overdrawn(_)
                 | Fact::ThresholdCrossed(_)
                 | Fact::CancelRequested(_)
@@ -726,6 +736,7 @@ impl Owner {
         if self.tenure.state().open(&key).is_some_and(|open| open.cancelled) {
             cancel.cancel();
         }
+        self.timelines.called(&key);
         let running = Arc::clone(&shell.calls).run(self.tenure.id(), call, body, cancel.clone(), shell.reports.clone());
         let abort = shell.tasks.spawn(running);
         self.calls.insert(key, CallHandle { cancel, abort });

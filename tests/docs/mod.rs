@@ -1,5 +1,7 @@
 //! What the guides name exists.
 
+mod metrics;
+
 use tollstream::config::Config;
 
 const SECTIONS: [&str; 7] = ["facade", "processor", "sink", "projection", "providers", "kafka", "admin"];
