@@ -1,6 +1,7 @@
 //! What the guides name exists.
 
 mod metrics;
+mod monitoring;
 
 use tollstream::config::Config;
 
