@@ -7,7 +7,7 @@ TOLLSTREAM := $(TARGET)/$(PROFILE)/tollstream
 # Where `make test-faults` notes what is finished.
 FAULTS := $(abspath $(TARGET))/faults-finished
 
-.PHONY: up down test test-faults lint build release bench prerequisites
+.PHONY: up down test test-faults lint build release bench prerequisites test-prerequisites
 
 ## Builds, starts engines and gateway in the background, streams one answer and shows the row that says what it cost.
 up: prerequisites build
@@ -18,13 +18,13 @@ down:
 	$(TOLLSTREAM) down
 
 ## Everything that must hold: formatting, lints, unit tests, tests on the real engines, documentation, topology.
-test: prerequisites lint
+test: test-prerequisites lint
 	$(CARGO) test --profile $(PROFILE) --features failpoints
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --profile $(PROFILE) --no-deps --quiet
 	$(TOLLSTREAM) topology check
 
 ## The fault suite in full size, about an hour. It goes on where it was broken off; FRESH=1 begins anew.
-test-faults: prerequisites
+test-faults: test-prerequisites
 	$(if $(FRESH),rm -f $(FAULTS))
 	TOLLSTREAM_FAULTS=$(FAULTS) $(CARGO) test --profile $(PROFILE) --features failpoints --test main \
 		faults:: -- --nocapture --test-threads=1
@@ -41,3 +41,6 @@ release:
 
 prerequisites:
 	bash stack/install-prerequisites.sh
+
+test-prerequisites:
+	bash stack/install-prerequisites.sh --tests

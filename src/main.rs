@@ -74,6 +74,8 @@ enum Command {
     Providers(cli::providers::Providers),
     /// Make plans, organizations, models and policies what files say; shows the difference first
     Apply(cli::control::apply::Apply),
+    /// The metrics of a process, as docs/metrics.md has them
+    Metrics(cli::metrics::MetricsArgs),
     /// Make traffic for demonstrations
     #[command(subcommand)]
     Demo(cli::traffic::Command),
@@ -125,6 +127,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Replay(args) => cli::replay::run(*args).await,
         Command::Archive(args) => cli::archive::run(args).await,
         Command::Reprice(args) => cli::reprice::run(args).await,
+        Command::Metrics(args) => Ok(cli::metrics::run(args)),
         Command::Demo(args) => cli::traffic::run(args).await,
         Command::Simulate(args) => cli::simulate::run(args).await.map(|()| ExitCode::SUCCESS),
     };

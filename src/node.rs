@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -135,7 +136,8 @@ impl Node {
             metrics,
             cancel: cancel.clone(),
         };
-        deployments::register(&shared.metrics, &shared.deployments);
+        register(&shared.metrics, &shared.health, &shared.deployments);
+        shared.publisher.measure(&shared.metrics, &shared.config.kafka);
         let mut facade = None;
         for role in roles {
             tracing::info!(?role, "starting");
@@ -234,6 +236,15 @@ impl Node {
         let _ = tokio::task::spawn_blocking(move || publisher.flush(FLUSH_TIMEOUT)).await;
         first
     }
+}
+
+/// Registers what is of the process, and of no role.
+pub(crate) fn register(metrics: &Metrics, health: &Health, of: &Deployments) {
+    deployments::register(metrics, of);
+    health.register(metrics);
+    let version = "1, with the version of the program";
+    let build = metrics.scope("tollstream").family("build_info", &["version"], version, Gauge::<i64>::default);
+    build.get_or_create(&vec![("version", env!("CARGO_PKG_VERSION").to_owned())]).set(1);
 }
 
 fn finish(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<(), Error> {

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what Tollstream's laptop engines, its build and its tests need, and only what is missing. As root on Debian or Ubuntu it
-# installs; otherwise it prints the line that would and fails. `make up` runs it first.
+# installs; otherwise it prints the line that would and fails. `make up` runs it first, and `make test` with --tests, for what
+# only the tests need.
 set -eu
 
 packages=""
@@ -51,9 +52,17 @@ if ! command -v python3 >/dev/null 2>&1 || ! python3 -c 'import ensurepip' >/dev
     packages="$packages python3-venv"
 fi
 
+# promtool checks the alert rules. Prometheus itself is not wanted as a service; one that is there is left alone.
+new_service=false
+if [ "${1:-}" = --tests ] && ! command -v promtool >/dev/null 2>&1; then
+    packages="$packages prometheus"
+    command -v prometheus >/dev/null 2>&1 || new_service=true
+fi
+
 [ -n "$packages" ] || exit 0
 
 line="apt-get update && apt-get install -y --no-install-recommends$packages"
+[ "$new_service" = false ] || line="$line; systemctl disable --now prometheus"
 if ! command -v apt-get >/dev/null 2>&1; then
     echo "missing:$packages (as Debian names them); install them with this system's package manager" >&2
     exit 1
@@ -65,5 +74,17 @@ fi
 echo "installing:$packages" >&2
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -q
+# Debian starts a service when its package is installed, unless this file says no.
+policy=/usr/sbin/policy-rc.d
+if [ "$new_service" = true ] && [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    trap 'exit 1' HUP INT TERM
+    printf '#!/bin/sh\n[ "$1" != prometheus ] || exit 101\n' >"$policy"
+    chmod 755 "$policy"
+fi
 # shellcheck disable=SC2086
 apt-get install -y -q --no-install-recommends $packages
+if [ "$new_service" = true ] && command -v systemctl >/dev/null 2>&1; then
+    # Nor at the next boot.
+    systemctl disable --now prometheus.service >/dev/null 2>&1 || true
+fi

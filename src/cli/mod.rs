@@ -8,6 +8,7 @@ pub mod connection;
 pub mod control;
 pub mod demo;
 pub mod explain;
+pub mod metrics;
 pub mod output;
 pub mod policy;
 pub mod providers;

@@ -26,6 +26,8 @@ pub struct Answer {
     gives_up_at: Instant,
     keep_alive: Duration,
     last_written: Instant,
+    /// Its request came.
+    began: Instant,
     /// Set once it is known.
     outcome: Option<Outcome>,
 }
@@ -35,7 +37,23 @@ impl Answer {
         let now = Instant::now();
         let gives_up_at = now + patience;
         let timer = Box::pin(tokio::time::sleep_until(gives_up_at.min(now + keep_alive)));
-        Self { listener, metrics, timer, patience, gives_up_at, keep_alive, last_written: now, outcome: None }
+        Self {
+            listener,
+            metrics,
+            timer,
+            patience,
+            gives_up_at,
+            keep_alive,
+            last_written: now,
+            began: now,
+            outcome: None,
+        }
+    }
+
+    /// The answer to a request that came at this moment.
+    pub fn since(mut self, began: Instant) -> Self {
+        self.began = began;
+        self
     }
 
     /// Waits until it is known what the response begins with. `None`: a client that may hear of the wait already should,
@@ -80,6 +98,11 @@ impl Answer {
         self.listener.slot.is_final()
     }
 
+    /// How long ago its request came.
+    pub fn age(&self) -> Duration {
+        self.began.elapsed()
+    }
+
     /// The response is decided and is no stream.
     pub fn ended(mut self, outcome: Outcome) {
         self.outcome = Some(outcome);
@@ -106,6 +129,7 @@ impl Stream for Answer {
                 }
                 Poll::Ready(Piece::Error(error)) => {
                     self.outcome = Some(Outcome::StreamError);
+                    self.metrics.failed(&error.code);
                     return Poll::Ready(Some(Ok(error::event(&error))));
                 }
                 Poll::Ready(Piece::End) => {
@@ -140,6 +164,6 @@ impl Stream for Answer {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        self.metrics.ended(self.outcome.unwrap_or(Outcome::Abandoned));
+        self.metrics.ended(self.outcome.unwrap_or(Outcome::Abandoned), self.age());
     }
 }

@@ -1,7 +1,7 @@
 //! `POST /v1/chat/completions`, from the key to the first frame.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::BodyDataStream;
 use axum::extract::{Request, State};
@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
+use tokio::time::Instant;
 
 use super::answer::Answer;
 use super::error::{self, Refusal};
@@ -51,11 +52,12 @@ pub async fn complete(State(app): State<Arc<App>>, http: Request) -> Response {
         Err(refusal) => {
             drain(&parts.headers, &mut body, app.body_times.prompt).await;
             let error = ApiError::from(refusal);
-            app.hub.metrics().ended(outcome_of(&error));
+            app.hub.metrics().failed(&error.code);
+            app.hub.metrics().ended(outcome_of(&error), began.elapsed());
             return error::response(&error, &id);
         }
     };
-    respond(&app, &id, answer, stream, began).await
+    respond(&app, &id, answer.since(began), stream).await
 }
 
 /// Lets the request in and sends it on its way. With an `Idempotency-Key` its id comes from that.
@@ -139,7 +141,7 @@ async fn collect(
     (length, max): (Option<usize>, usize),
     times: BodyTimes,
 ) -> Result<Bytes, Refusal> {
-    let prompt_until = tokio::time::Instant::now() + times.prompt;
+    let prompt_until = Instant::now() + times.prompt;
     let mut all = BytesMut::new();
     loop {
         let piece = match tokio::time::timeout_at(prompt_until, pieces.next()).await {

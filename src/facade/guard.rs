@@ -4,35 +4,72 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 
 use super::error::Refusal;
 use super::failures::Failures;
 use super::server::ClientAddress;
+use crate::telemetry::labels::{Closed, Label};
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabel {
-    reason: &'static str,
+/// Why an authentication failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    Missing,
+    InQuery,
+    Unknown,
+    Hash,
+    Revoked,
+    Expired,
+    Scope,
+    NoAdminKey,
+    /// It has to wait, whatever its key is.
+    Waiting,
+}
+
+impl Label for Reason {
+    const NAME: &'static str = "reason";
+    const VALUES: &'static [Self] = &[
+        Self::Missing,
+        Self::InQuery,
+        Self::Unknown,
+        Self::Hash,
+        Self::Revoked,
+        Self::Expired,
+        Self::Scope,
+        Self::NoAdminKey,
+        Self::Waiting,
+    ];
+
+    fn value(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::InQuery => "in_query",
+            Self::Unknown => "unknown",
+            Self::Hash => "hash",
+            Self::Revoked => "revoked",
+            Self::Expired => "expired",
+            Self::Scope => "scope",
+            Self::NoAdminKey => "no_admin_key",
+            Self::Waiting => "waiting",
+        }
+    }
+
+    fn index(self) -> usize {
+        self as usize
+    }
 }
 
 /// Counts and slows the failures of one listener.
-#[derive(Default)]
 pub struct Guard {
     failures: Mutex<Failures>,
-    counted: Family<ReasonLabel, Counter>,
+    counted: Closed<Reason, Counter>,
 }
 
 impl Guard {
     /// Registers its counter under a name that begins with `prefix`.
-    pub fn register(metrics: &crate::telemetry::Metrics, prefix: &str) -> Self {
-        let guard = Self::default();
-        metrics.register(|registry| {
-            let help = "Requests without a key that may do this, by reason";
-            registry.sub_registry_with_prefix(prefix).register("authentication_failures", help, guard.counted.clone());
-        });
-        guard
+    pub fn register(metrics: &crate::telemetry::Metrics, prefix: &'static str) -> Self {
+        let meaning = "Requests without a key that may do this, by reason";
+        Self { failures: Mutex::default(), counted: metrics.scope(prefix).counters("authentication_failures", meaning) }
     }
 
     /// Passes on who was let in. A wrong key after too many of them is answered with the time to wait.
@@ -42,7 +79,7 @@ impl Guard {
             Err(refusal) => refusal,
         };
         let Some((reason, is_wrong_key)) = reason(&refusal) else { return Err(refusal) };
-        self.counted.get_or_create(&ReasonLabel { reason }).inc();
+        self.counted.of(reason).inc();
         let wait = from.filter(|_| is_wrong_key).and_then(|ClientAddress(from)| self.failed(from));
         Err(wait.map_or(refusal, throttled))
     }
@@ -53,7 +90,7 @@ impl Guard {
         let wait = from.and_then(|ClientAddress(from)| failures.waits(from, Instant::now()));
         match wait {
             Some(wait) => {
-                self.counted.get_or_create(&ReasonLabel { reason: "waiting" }).inc();
+                self.counted.of(Reason::Waiting).inc();
                 Err(throttled(wait))
             }
             None => Ok(()),
@@ -70,16 +107,16 @@ fn throttled(wait: Duration) -> Refusal {
 }
 
 /// Why an authentication failed, and whether a key was given that is wrong. `None`: it did not fail.
-const fn reason(refusal: &Refusal) -> Option<(&'static str, bool)> {
+const fn reason(refusal: &Refusal) -> Option<(Reason, bool)> {
     match refusal {
-        Refusal::NoKey => Some(("missing", false)),
-        Refusal::KeyInQuery => Some(("in_query", false)),
-        Refusal::UnknownKey => Some(("unknown", true)),
-        Refusal::HashAsKey => Some(("hash", true)),
-        Refusal::KeyRevoked { .. } => Some(("revoked", true)),
-        Refusal::KeyExpired { .. } => Some(("expired", true)),
-        Refusal::MissingScope { .. } => Some(("scope", false)),
-        Refusal::NoAdminKey => Some(("no_admin_key", true)),
+        Refusal::NoKey => Some((Reason::Missing, false)),
+        Refusal::KeyInQuery => Some((Reason::InQuery, false)),
+        Refusal::UnknownKey => Some((Reason::Unknown, true)),
+        Refusal::HashAsKey => Some((Reason::Hash, true)),
+        Refusal::KeyRevoked { .. } => Some((Reason::Revoked, true)),
+        Refusal::KeyExpired { .. } => Some((Reason::Expired, true)),
+        Refusal::MissingScope { .. } => Some((Reason::Scope, false)),
+        Refusal::NoAdminKey => Some((Reason::NoAdminKey, true)),
         _ => None,
     }
 }

@@ -4,28 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
 
 use super::hub::Cancelled;
+use crate::telemetry::labels::{Bounded, Closed, LABEL_VALUES_MAX, Label};
+use crate::telemetry::metrics::ANSWER_SECONDS;
 
 /// Seconds; the floor of a request through Kafka is about a millisecond.
 const FIRST_FRAME_BUCKETS: [f64; 16] =
     [0.001, 0.0015, 0.002, 0.003, 0.005, 0.008, 0.012, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabel {
-    outcome: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabel {
-    reason: &'static str,
-}
 
 /// How a response of the facade ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,10 +28,12 @@ pub enum Outcome {
     Abandoned,
 }
 
-impl Outcome {
-    const ALL: [Self; 5] = [Self::Ok, Self::ClientError, Self::ServerError, Self::StreamError, Self::Abandoned];
+impl Label for Outcome {
+    const NAME: &'static str = "outcome";
+    const VALUES: &'static [Self] =
+        &[Self::Ok, Self::ClientError, Self::ServerError, Self::StreamError, Self::Abandoned];
 
-    const fn as_str(self) -> &'static str {
+    fn value(self) -> &'static str {
         match self {
             Self::Ok => "2xx",
             Self::ClientError => "4xx",
@@ -51,6 +42,23 @@ impl Outcome {
             Self::Abandoned => "abandoned",
         }
     }
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl Label for Cancelled {
+    const NAME: &'static str = "reason";
+    const VALUES: &'static [Self] = &Self::ALL;
+
+    fn value(self) -> &'static str {
+        self.as_str()
+    }
+
+    fn index(self) -> usize {
+        self as usize
+    }
 }
 
 /// Handles to the facade's metrics; clones share them.
@@ -58,8 +66,10 @@ impl Outcome {
 pub struct Metrics(Arc<Inner>);
 
 struct Inner {
-    requests: [Counter; Outcome::ALL.len()],
-    cancels: [Counter; Cancelled::ALL.len()],
+    requests: Closed<Outcome, Counter>,
+    durations: Closed<Outcome, Histogram>,
+    errors: Bounded<Counter>,
+    cancels: Closed<Cancelled, Counter>,
     in_flight: Gauge,
     first_frame: Histogram,
     slots_bytes: Gauge<u64, AtomicU64>,
@@ -76,60 +86,51 @@ struct Inner {
 impl Metrics {
     /// Registers the metrics under names that begin with `tollstream_facade`.
     pub fn register(metrics: &crate::telemetry::Metrics) -> Self {
-        metrics.register(|registry| Self::registered(registry.sub_registry_with_prefix("tollstream_facade")))
+        let of = metrics.scope("tollstream_facade");
+        let errors =
+            of.family("errors", &["code"], "Chat requests that ended in an error, by its code", Counter::default);
+        let counted = move |code: &str| errors.get_or_create(&vec![("code", code.to_owned())]).clone();
+        let duration = "From a chat request's headers to the end of its response, by how that ended";
+        let first_frame = "From a chat request's headers to the first frame of its answer";
+        let replays = "Requests that were asked before, and whose first answer was given again";
+        Self(Arc::new(Inner {
+            requests: of.counters("requests", "Chat requests by how their response ended"),
+            durations: of.histograms("request_duration_seconds", duration, &ANSWER_SECONDS),
+            errors: Bounded::new(LABEL_VALUES_MAX, counted),
+            cancels: of.counters("cancels", "Requests cancelled from here, by reason"),
+            in_flight: of.gauge("requests_in_flight", "Chat requests under way"),
+            first_frame: of.histogram("first_frame_seconds", first_frame, &FIRST_FRAME_BUCKETS),
+            slots_bytes: of.metric("slots_bytes", "Bytes of answers that wait for clients", Gauge::default()),
+            laggards: of.counter("laggards", "Clients that took too little and went on from the log"),
+            replays: of.counter("replays", replays),
+            resumes: of.counter("resumes", "Streams that were gone on with behind an event"),
+            readers: of.gauge("catch_up_readers", "Answers that are read from the log"),
+            read_records: of.counter("catch_up_records", "Records that were read again for them"),
+            foreign_frames: of.counter("foreign_frames", "Frames that nobody here waits for"),
+            undecodable_frames: of.counter("undecodable_frames", "Records on responses that are no frames"),
+            lost_cancels: of.counter("lost_cancels", "Cancels that Kafka did not take"),
+        }))
     }
 
     /// Metrics that nobody reads.
     #[cfg(test)]
     pub fn unregistered() -> Self {
-        Self::registered(&mut Registry::default())
+        Self::register(&crate::telemetry::Metrics::default())
     }
 
-    fn registered(registry: &mut Registry) -> Self {
-        let requests = Family::<OutcomeLabel, Counter>::default();
-        let cancels = Family::<ReasonLabel, Counter>::default();
-        let inner = Inner {
-            requests: Outcome::ALL.map(|o| requests.get_or_create(&OutcomeLabel { outcome: o.as_str() }).clone()),
-            cancels: Cancelled::ALL.map(|c| cancels.get_or_create(&ReasonLabel { reason: c.as_str() }).clone()),
-            in_flight: Gauge::default(),
-            first_frame: Histogram::new(FIRST_FRAME_BUCKETS),
-            slots_bytes: Gauge::default(),
-            laggards: Counter::default(),
-            replays: Counter::default(),
-            resumes: Counter::default(),
-            readers: Gauge::default(),
-            read_records: Counter::default(),
-            foreign_frames: Counter::default(),
-            undecodable_frames: Counter::default(),
-            lost_cancels: Counter::default(),
-        };
-        registry.register("requests", "Chat requests by how their response ended", requests);
-        registry.register("cancels", "Requests cancelled from here, by reason", cancels);
-        registry.register("in_flight", "Chat requests under way", inner.in_flight.clone());
-        let help = "From the request's headers to the first frame of its answer";
-        let unit = prometheus_client::registry::Unit::Seconds;
-        registry.register_with_unit("first_frame", help, unit, inner.first_frame.clone());
-        registry.register("slots_bytes", "Bytes of answers that wait for clients", inner.slots_bytes.clone());
-        let help = "Clients that took too little and went on from the log";
-        registry.register("laggards", help, inner.laggards.clone());
-        let help = "Requests that were asked before, and whose first answer was given again";
-        registry.register("replays", help, inner.replays.clone());
-        registry.register("resumes", "Streams that were gone on with behind an event", inner.resumes.clone());
-        registry.register("catch_up_readers", "Answers that are read from the log", inner.readers.clone());
-        registry.register("catch_up_records", "Records that were read again for them", inner.read_records.clone());
-        registry.register("foreign_frames", "Frames that nobody here waits for", inner.foreign_frames.clone());
-        let help = "Records on responses that are no frames";
-        registry.register("undecodable_frames", help, inner.undecodable_frames.clone());
-        registry.register("lost_cancels", "Cancels that Kafka did not take", inner.lost_cancels.clone());
-        Self(Arc::new(inner))
+    /// A response ended, so long after its request's headers.
+    pub fn ended(&self, outcome: Outcome, after: Duration) {
+        self.0.requests.of(outcome).inc();
+        self.0.durations.of(outcome).observe(after.as_secs_f64());
     }
 
-    pub fn ended(&self, outcome: Outcome) {
-        self.0.requests[outcome as usize].inc();
+    /// An error was given with this code.
+    pub fn failed(&self, code: &str) {
+        self.0.errors.with(code, Counter::inc);
     }
 
     pub fn cancelled(&self, reason: Cancelled) {
-        self.0.cancels[reason as usize].inc();
+        self.0.cancels.of(reason).inc();
     }
 
     pub fn lost_cancel(&self) {

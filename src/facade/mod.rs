@@ -208,6 +208,13 @@ impl Facade {
     }
 }
 
+/// Registers the metrics of both listeners, for those who list them.
+pub(crate) fn register(metrics: &Metrics) {
+    metrics::Metrics::register(metrics);
+    guard::Guard::register(metrics, "tollstream_facade");
+    guard::Guard::register(metrics, "tollstream_admin");
+}
+
 /// The consumer of what was missed. It jumps, and a jump waits for the fetch that is under way.
 fn catch_up_consumer(kafka: &config::Kafka) -> rdkafka::ClientConfig {
     let mut client = kafka::hot_consumer(kafka, GROUP);

@@ -1,7 +1,6 @@
 //! `/v1/requests/{id}`: what can be done with a request that was asked, here or on another facade.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -9,6 +8,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::answer::Answer;
 use super::error::{self, Refusal, X_REQUEST_ID, value};
@@ -26,8 +26,8 @@ pub async fn events(State(app): State<Arc<App>>, id: PathId, http: Request) -> R
     let began = Instant::now();
     let (parts, _) = http.into_parts();
     match read(&app, &id, &parts) {
-        Ok((id, answer)) => respond(&app, &id, answer, true, began).await,
-        Err(refusal) => refused(&app, refusal, &id, &parts),
+        Ok((id, answer)) => respond(&app, &id, answer.since(began), true).await,
+        Err(refusal) => refused(&app, refusal, &id, &parts, began),
     }
 }
 
@@ -50,7 +50,7 @@ struct Cancelling<'a> {
 
 /// `POST /v1/requests/{id}/cancel`: 202 once the cancel is durable; whether there is something to cancel, its owner knows.
 pub async fn cancel(State(app): State<Arc<App>>, id: PathId, http: Request) -> Response {
-    let id = named(id);
+    let (id, began) = (named(id), Instant::now());
     let (parts, _) = http.into_parts();
     match cancelled(&app, &id, &parts).await {
         Ok(id) => {
@@ -63,7 +63,7 @@ pub async fn cancel(State(app): State<Arc<App>>, id: PathId, http: Request) -> R
             headers.insert(X_REQUEST_ID, value(id.as_str()));
             response
         }
-        Err(refusal) => refused(&app, refusal, &id, &parts),
+        Err(refusal) => refused(&app, refusal, &id, &parts, began),
     }
 }
 
@@ -86,9 +86,10 @@ fn key(app: &App, id: &str, parts: &Parts) -> Result<RequestKey, Refusal> {
 }
 
 /// An error names the request that was asked about, if it can be one.
-fn refused(app: &App, refusal: Refusal, id: &str, parts: &Parts) -> Response {
+fn refused(app: &App, refusal: Refusal, id: &str, parts: &Parts, began: Instant) -> Response {
     let error = ApiError::from(refusal);
-    app.hub.metrics().ended(outcome_of(&error));
+    app.hub.metrics().failed(&error.code);
+    app.hub.metrics().ended(outcome_of(&error), began.elapsed());
     let id = RequestId::parse(id).unwrap_or_else(|_| request::request_id(&parts.headers));
     error::response(&error, &id)
 }

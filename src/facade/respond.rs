@@ -1,7 +1,5 @@
 //! What a response begins with: status and headers, decided when they are known.
 
-use std::time::Instant;
-
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
@@ -27,10 +25,10 @@ const SAVED_HEADER: HeaderName = HeaderName::from_static("x-tollstream-saved-usd
 const REPLAYED_HEADER: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// Status and headers, as soon as they are known.
-pub async fn respond(app: &App, id: &RequestId, mut answer: Answer, stream: bool, began: Instant) -> Response {
+pub async fn respond(app: &App, id: &RequestId, mut answer: Answer, stream: bool) -> Response {
     let beginning = answer.beginning(stream).await;
     if beginning.is_some() {
-        app.hub.metrics().first_frame(began.elapsed());
+        app.hub.metrics().first_frame(answer.age());
     }
     match beginning {
         None => streamed(id, None, answer),
@@ -42,6 +40,7 @@ pub async fn respond(app: &App, id: &RequestId, mut answer: Answer, stream: bool
         }
         Some(Beginning::Failed(error)) => {
             let (replayed, is_final) = (answer.is_replay(), answer.is_final());
+            app.hub.metrics().failed(&error.code);
             answer.ended(outcome_of(&error));
             let mut response = error::response(&error, id);
             if replayed {

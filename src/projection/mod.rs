@@ -26,6 +26,7 @@ use crate::records::Topic;
 use crate::records::journal::{Entry, JournalRecord, Tenancy};
 use crate::records::usage::UsageRecord;
 use crate::runtime::kafka;
+use crate::runtime::lag::Lag;
 use crate::runtime::member::{self, Change, Gate, Member, Position, Reader, Received};
 use crate::runtime::publisher::{Deliveries, Delivery, Outgoing, Publisher};
 use crate::runtime::schema_wait::{Freed, SchemaWait};
@@ -50,6 +51,11 @@ pub enum Error {
     Reader(#[from] member::Error),
 }
 
+/// Registers its metrics, for those who list them.
+pub(crate) fn register(metrics: &Metrics) {
+    Counters::register(metrics);
+}
+
 /// What the projection needs.
 pub struct Options {
     pub kafka: config::Kafka,
@@ -70,7 +76,7 @@ pub struct Options {
 pub async fn run(options: Options) -> Result<(), Error> {
     let journal = kafka::topic_name(&options.kafka, Topic::Journal);
     let client = kafka::member(&options.kafka, kafka::cold_consumer(&options.kafka, NAME), &options.instance);
-    let member = Member::join(&client, &journal)?;
+    let member = Member::join(&client, &journal, Lag::register(&options.metrics, NAME))?;
     options.health.missing(NAME, "joining its consumer group");
     let health = options.health.clone();
     let mut running = Running::new(options);

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::flight::{End, Flight, Next};
+use super::metrics::ProviderMetrics;
 use super::publisher::{self, Deliveries, Delivery, Outgoing, Publisher};
 use super::room::Hold;
 use super::shelf::Kept;
@@ -63,15 +64,22 @@ pub struct Calls {
     pub codec: Arc<Codec>,
     pub publisher: Publisher,
     pub responses_topic: String,
+    metrics: ProviderMetrics,
     /// References that were looked for in vain, of those that `control` names; each is logged once.
     missing_credentials: Mutex<BTreeSet<String>>,
 }
 
 impl Calls {
-    pub fn new(transport: Transport, config: &config::Config, codec: Arc<Codec>, publisher: Publisher) -> Self {
+    pub fn new(
+        transport: Transport,
+        config: &config::Config,
+        codec: Arc<Codec>,
+        publisher: Publisher,
+        metrics: ProviderMetrics,
+    ) -> Self {
         let responses_topic = kafka::topic_name(&config.kafka, Topic::Responses);
         let (providers, missing_credentials) = (config.providers.clone(), Mutex::default());
-        Self { transport, providers, codec, publisher, responses_topic, missing_credentials }
+        Self { transport, providers, codec, publisher, responses_topic, metrics, missing_credentials }
     }
 
     /// The simulator that answers for a deployment with this credential, if one does.
@@ -141,7 +149,11 @@ impl Calls {
                 pump.answer(&request, &cancelled).await
             }
         };
-        let first = pump.first_content_at.map(|at| millis(at.duration_since(started)));
+        let first = pump.first_content_at.map(|at| at.duration_since(started));
+        if pump.called {
+            self.metrics.ended(&call.head.deployment, &end, started.elapsed());
+            first.into_iter().for_each(|first| self.metrics.first_token(&call.head.model, first));
+        }
         let shortfall = body.as_ref().and_then(|answer| shortfall(&asked, answer, &call.judged_for));
         // An answer that falls short is nobody's yet: the next tier may be asked.
         let completed = pump.flight.filter(|_| end == AttemptEnd::Completed && shortfall.is_none());
@@ -154,7 +166,7 @@ impl Calls {
             summary,
             content_frames: pump.frames,
             simulated,
-            time_to_first_token_ms: first,
+            time_to_first_token_ms: first.map(millis),
             duration_ms: millis(started.elapsed()),
             shortfall,
             body,

@@ -66,10 +66,15 @@ impl Keeper {
 
     /// Cuts a checkpoint when a restore would have to read `distance` entries or more.
     pub fn tick(&mut self, tenure: &Tenure, distance: i64) {
-        let due = tenure.end() - self.begin >= distance && self.not_before <= Instant::now();
+        let due = self.distance(tenure) >= distance && self.not_before <= Instant::now();
         if due && self.cut.is_none() && self.slots.is_some() {
             self.cut = tenure.cut();
         }
+    }
+
+    /// Entries that a restore would have to read now.
+    pub fn distance(&self, tenure: &Tenure) -> i64 {
+        tenure.end() - self.begin
     }
 
     /// What is to be written now.

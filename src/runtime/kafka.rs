@@ -95,8 +95,13 @@ pub fn hot_consumer(config: &Kafka, group: &str) -> ClientConfig {
     with_properties(client, config)
 }
 
+/// How often a member asks how far its partitions go, for its lag; librdkafka works a little for it.
+const STATISTICS_INTERVAL_MS: u64 = 15_000;
+
 /// The settings of a member of a group that shares partitions. A static one keeps its partitions through a restart.
 pub fn member(config: &Kafka, mut client: ClientConfig, instance: &str) -> ClientConfig {
+    client.set("statistics.interval.ms", STATISTICS_INTERVAL_MS.to_string());
+    let mut client = with_properties(client, config);
     if config.static_membership {
         client.set("group.instance.id", instance);
     }

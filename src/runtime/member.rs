@@ -15,10 +15,11 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::types::RDKafkaRespErr;
-use rdkafka::{ClientConfig, ClientContext, Message as _, Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, ClientContext, Message as _, Offset, Statistics, TopicPartitionList};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::lag::Lag;
 use crate::domain::Timestamp;
 
 /// How long the broker may take to tell or to take committed offsets.
@@ -84,8 +85,8 @@ impl<'a> Received<'a> {
     }
 }
 
-#[derive(Default)]
 pub struct Context {
+    lag: Lag,
     changes: Mutex<VecDeque<Change>>,
     changed: Notify,
     /// Nobody looks at the changes any more.
@@ -93,6 +94,16 @@ pub struct Context {
 }
 
 impl ClientContext for Context {
+    fn stats(&self, statistics: Statistics) {
+        let known = |offset: i64| Some(offset).filter(|offset| *offset >= 0);
+        for partition in statistics.topics.values().flat_map(|topic| topic.partitions.values()) {
+            if let Some(end) = known(partition.hi_offset) {
+                let (committed, begin) = (known(partition.committed_offset), known(partition.lo_offset));
+                self.lag.ends(partition.partition, end, committed, begin);
+            }
+        }
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         match level {
             // Our own callback hears of it as well, and says why it is no error.
@@ -104,6 +115,12 @@ impl ClientContext for Context {
             RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => tracing::info!(facility, "{message}"),
             RDKafkaLogLevel::Debug => tracing::debug!(facility, "{message}"),
         }
+    }
+}
+
+impl Context {
+    fn new(lag: Lag) -> Self {
+        Self { lag, changes: Mutex::default(), changed: Notify::new(), leaving: AtomicBool::new(false) }
     }
 }
 
@@ -153,9 +170,9 @@ pub struct Member {
 
 impl Member {
     /// Subscribes to `topic`; the group is in `config`, whose strategy must be cooperative.
-    pub fn join(config: &ClientConfig, topic: &str) -> Result<Self, Error> {
+    pub fn join(config: &ClientConfig, topic: &str, lag: Lag) -> Result<Self, Error> {
         let error = |source| Error::Join { topic: topic.to_owned(), source };
-        let consumer: StreamConsumer<Context> = config.create_with_context(Context::default()).map_err(error)?;
+        let consumer: StreamConsumer<Context> = config.create_with_context(Context::new(lag)).map_err(error)?;
         consumer.subscribe(&[topic]).map_err(error)?;
         Ok(Self { consumer: Arc::new(consumer), topic: Arc::from(topic), reading: Mutex::default() })
     }
@@ -195,6 +212,7 @@ impl Member {
         let mut reading = self.reading();
         reading.unanswered = None;
         reading.assigned.extend(positions.iter().map(|p| p.partition));
+        positions.iter().for_each(|p| self.lag().assigned(p.partition, p.offset));
         self.done("assign", self.consumer.incremental_assign(&list));
         if reading.all_paused {
             self.done("pause", self.consumer.pause(&list));
@@ -207,6 +225,7 @@ impl Member {
         let mut reading = self.reading();
         reading.unanswered = None;
         reading.assigned.extend(partitions);
+        partitions.iter().for_each(|partition| self.lag().assigned(*partition, None));
         self.done("assign", self.consumer.incremental_assign(&list));
         if reading.all_paused {
             self.done("pause", self.consumer.pause(&list));
@@ -226,6 +245,7 @@ impl Member {
         for partition in partitions {
             reading.assigned.remove(partition);
             reading.paused.remove(partition);
+            self.lag().unassigned(*partition);
         }
         let list = self.list(partitions.iter().map(|p| (*p, Offset::Invalid)));
         self.done("unassign", self.consumer.incremental_unassign(&list));
@@ -280,6 +300,7 @@ impl Member {
     pub fn commit(&self, positions: &[Position]) {
         if !positions.is_empty() {
             self.done("commit", self.consumer.commit(&self.noted(positions), CommitMode::Async));
+            positions.iter().for_each(|p| p.offset.into_iter().for_each(|offset| self.lag().done(p.partition, offset)));
         }
     }
 
@@ -315,6 +336,10 @@ impl Member {
                 Ok(())
             }
         }
+    }
+
+    fn lag(&self) -> &Lag {
+        &self.consumer.context().lag
     }
 
     fn reading(&self) -> MutexGuard<'_, Reading> {

@@ -17,6 +17,7 @@ use super::publisher::{self, Outgoing};
 use super::restore::Takeover;
 use super::room::Hold;
 use super::shell::{Reading, Shell, Tag};
+use super::timeline::{Timeline, Timelines};
 use crate::codec;
 use crate::domain::ids::partition_of;
 use crate::domain::{Fingerprint, OrganizationId, RequestKey, Timestamp};
@@ -198,6 +199,7 @@ pub struct Owner {
     /// A record on which the decision could not be written, and why.
     undecidable: Option<(i64, String)>,
     checkpoints: Keeper,
+    timelines: Timelines,
     payload: Vec<u8>,
 }
 
@@ -231,6 +233,7 @@ impl Owner {
             stale: 0,
             undecidable,
             checkpoints: Keeper::new(takeover.begin, takeover.stale),
+            timelines: Timelines::default(),
             payload: Vec::new(),
         };
         match owner.recover(shell, takeover.bodies) {
@@ -329,6 +332,7 @@ impl Owner {
     pub fn acknowledged(&mut self, shell: &mut Shell, outcome: Result<i64, KafkaError>) -> Result<(), Lost> {
         let pending = self.tenure.acknowledged(outcome.map_err(Lost::Delivery)?)?;
         self.decided = self.decided.max(pending.source_offset);
+        self.timelines.acknowledged(&shell.metrics);
         reached(Failpoint::CommitAcknowledged);
         for command in pending.commands {
             self.run(shell, command)?;
@@ -346,9 +350,15 @@ impl Owner {
                 shell.metrics.checkpoints.inc();
             }
             Err(error) => {
+                shell.metrics.checkpoint_failures.inc();
                 tracing::warn!(kafka.partition = self.partition, %error, "a checkpoint could not be kept; trying again");
             }
         }
+    }
+
+    /// Entries of the journal that a takeover would read.
+    pub fn checkpoint_distance(&self) -> i64 {
+        self.checkpoints.distance(&self.tenure)
     }
 
     fn keep_checkpoint(&mut self, shell: &mut Shell) {
@@ -421,6 +431,7 @@ impl Owner {
     fn ended(&mut self, shell: &mut Shell, mut report: Box<AttemptReport>) -> Result<(), Lost> {
         let key = report.key.clone();
         self.calls.remove(&key);
+        self.timelines.answered(&key);
         report.earlier = self.answers_kept.remove(&key);
         if let Some(earlier) = &report.earlier {
             shell.load.dropped(&key.organization, earlier.len());
@@ -647,9 +658,9 @@ impl Owner {
         body: Option<&Bytes>,
     ) -> Result<(), Lost> {
         let control = shell.control.tables();
-        let organization = match input {
-            Input::Chat { chat, .. } => Some(&chat.organization),
-            _ => None,
+        let (organization, arrived) = match input {
+            Input::Chat { chat, received_at, .. } => (Some(&chat.organization), Some(Timeline::begin(*received_at))),
+            _ => (None, None),
         };
         let capacity = shell.load.room_for(organization, body.map_or(0, Bytes::len));
         let deployments = Arc::clone(&shell.deployments);
@@ -658,6 +669,7 @@ impl Owner {
         let with = Circumstances { at, control: &control, capacity, bounds: &shell.bounds, health };
         let Some(commit) = self.tenure.decide(input, with) else { return Ok(()) };
         drop(board);
+        self.timelines.decided(&commit, arrived, &shell.metrics);
         self.account(shell, &commit, body);
         let (organization, source_offset) = (commit.organization.clone(), commit.source_offset);
         let record = JournalRecord::from(Entry::Commit(commit));
@@ -700,9 +712,7 @@ impl Owner {
                     shell.load.opened(organization);
                     shell.metrics.admitted.inc();
                 }
-                Fact::RequestRefused(_) => {
-                    shell.metrics.refused.inc();
-                }
+                Fact::RequestRefused(refused) => shell.metrics.refused(&refused.code),
                 Fact::AttemptStarted(started) => {
                     if !started.source.is_served() {
                         let mut board = shell.deployments.lock().unwrap_or_else(PoisonError::into_inner);
@@ -721,10 +731,10 @@ impl Owner {
                         shell.load.dropped(organization, body.len());
                     }
                 }
+                Fact::AttemptEnded(posting) => shell.metrics.posted(posting),
+                Fact::OrphanPosted(orphan) => shell.metrics.posted(&orphan.posting),
                 Fact::RequestRouted(_)
-                | Fact::AttemptEnded(_)
                 | Fact::AttemptProgressed(_)
-                | Fact::OrphanPosted(_)
                 | Fact::Overdrawn(_)
                 | Fact::ThresholdCrossed(_)
                 | Fact::CancelRequested(_)
@@ -838,6 +848,7 @@ impl Owner {
         if self.tenure.state().open(&key).is_some_and(|open| open.cancelled) {
             cancel.cancel();
         }
+        self.timelines.called(&key);
         let flight = call.is_kept.then(|| {
             let new = || Arc::new(Flight::new(&shell.arriving, shell.cache.answer_bytes_max));
             let flight = self.flights.entry(key.clone()).or_insert_with(new);

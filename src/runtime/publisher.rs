@@ -6,11 +6,14 @@
 //! they were sent.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::{ClientContext, Message as _};
@@ -21,7 +24,11 @@ use tokio_util::sync::CancellationToken;
 use super::kafka;
 use super::queue_waker::QueueWaker;
 use crate::config::Kafka;
+use crate::records::Topic;
+use crate::telemetry::Metrics;
 use crate::telemetry::health::Health;
+use crate::telemetry::labels::{Closed, Label};
+use crate::telemetry::metrics::STEP_SECONDS;
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Error {
@@ -99,6 +106,43 @@ struct Ticket {
     tag: u64,
     /// Only a failure is told.
     failures_only: bool,
+    sent_at: Instant,
+    /// One of ours.
+    topic: Option<Topic>,
+}
+
+impl Label for Topic {
+    const NAME: &'static str = "topic";
+    const VALUES: &'static [Self] = &Self::ALL;
+
+    fn value(self) -> &'static str {
+        self.name()
+    }
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// What is measured of the producer.
+struct Measures {
+    prefix: String,
+    acknowledged: Closed<Topic, Histogram>,
+    failed: Closed<Topic, Counter>,
+}
+
+/// Registers the producer's metrics.
+pub(crate) fn register(
+    metrics: &Metrics,
+    in_flight: &Gauge<u64, AtomicU64>,
+) -> (Closed<Topic, Histogram>, Closed<Topic, Counter>) {
+    let of = metrics.scope("tollstream_kafka");
+    let acknowledged = "From sending a record to its acknowledgement by all replicas, by topic";
+    of.metric("unacknowledged_records", "Records that wait for their acknowledgement", in_flight.clone());
+    (
+        of.histograms("acknowledgement_seconds", acknowledged, &STEP_SECONDS),
+        of.counters("failures", "Records that Kafka did not acknowledge, by topic"),
+    )
 }
 
 /// Takes what librdkafka tells.
@@ -106,7 +150,8 @@ struct Reports {
     /// Events taken so far: polling takes one, and does not say whether there was one.
     taken: AtomicU64,
     begun: Instant,
-    in_flight: AtomicU64,
+    in_flight: Gauge<u64, AtomicU64>,
+    measures: OnceLock<Measures>,
     /// When a broker last answered, or a record was sent while none was in flight; milliseconds since `begun`.
     progress_ms: AtomicU64,
     /// A record waited in vain, and no broker has answered since.
@@ -117,12 +162,19 @@ struct Reports {
 
 impl Reports {
     fn new() -> Self {
-        let (taken, in_flight, progress_ms, timed_out) = Default::default();
-        Self { taken, begun: Instant::now(), in_flight, progress_ms, timed_out, acknowledges: AtomicBool::new(true) }
+        Self {
+            taken: AtomicU64::default(),
+            begun: Instant::now(),
+            in_flight: Gauge::default(),
+            measures: OnceLock::new(),
+            progress_ms: AtomicU64::default(),
+            timed_out: AtomicBool::default(),
+            acknowledges: AtomicBool::new(true),
+        }
     }
 
     fn sent(&self) {
-        if self.in_flight.fetch_add(1, Ordering::Relaxed) == 0 {
+        if self.in_flight.inc() == 0 {
             self.progressed();
         }
     }
@@ -161,7 +213,7 @@ impl ProducerContext for Reports {
 
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
         self.count();
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.in_flight.dec();
         let outcome = match result {
             Ok(message) => Ok(message.offset()),
             Err((error, _)) => Err(error.clone()),
@@ -170,6 +222,12 @@ impl ProducerContext for Reports {
             Some(RDKafkaErrorCode::MessageTimedOut) => self.timed_out.store(true, Ordering::Relaxed),
             // Also a refusal of this record is an answer.
             _ => self.answered(),
+        }
+        if let (Some(measures), Some(topic)) = (self.measures.get(), ticket.topic) {
+            match outcome {
+                Ok(_) => measures.acknowledged.of(topic).observe(ticket.sent_at.elapsed().as_secs_f64()),
+                Err(_) => _ = measures.failed.of(topic).inc(),
+            }
         }
         if ticket.failures_only && outcome.is_ok() {
             return;
@@ -263,18 +321,26 @@ impl Publisher {
         Ok(Self { producer, _events: Arc::new(events) })
     }
 
+    /// Measures what it sends to the topics that begin with the configured prefix.
+    pub fn measure(&self, metrics: &Metrics, config: &Kafka) {
+        let reports = self.producer.context();
+        let (acknowledged, failed) = register(metrics, &reports.in_flight);
+        // The first who asks has it; there is one process.
+        let _ = reports.measures.set(Measures { prefix: config.topic_prefix.clone(), acknowledged, failed });
+    }
+
     /// Hands a record to the producer; `tag` comes back through `deliveries` exactly once.
     ///
     /// # Errors
     /// [`Error::Full`] when the bound on waiting records is reached; then nothing comes back.
     pub fn send(&self, record: Outgoing<'_>, deliveries: &Arc<Deliveries>, tag: u64) -> Result<(), Error> {
-        self.produce(record, Some(record.payload), Ticket { deliveries: deliveries.clone(), tag, failures_only: false })
+        self.produce(record, Some(record.payload), self.ticket(record, deliveries, tag, false))
     }
 
     /// Sends a record without a value: on a compacted topic, the end of what has this key. Otherwise as
     /// [`send`](Self::send).
     pub fn send_tombstone(&self, record: Outgoing<'_>, deliveries: &Arc<Deliveries>, tag: u64) -> Result<(), Error> {
-        self.produce(record, None, Ticket { deliveries: deliveries.clone(), tag, failures_only: false })
+        self.produce(record, None, self.ticket(record, deliveries, tag, false))
     }
 
     /// As [`send`](Self::send), but `tag` comes back only if the record was not acknowledged.
@@ -284,7 +350,13 @@ impl Publisher {
         deliveries: &Arc<Deliveries>,
         tag: u64,
     ) -> Result<(), Error> {
-        self.produce(record, Some(record.payload), Ticket { deliveries: deliveries.clone(), tag, failures_only: true })
+        self.produce(record, Some(record.payload), self.ticket(record, deliveries, tag, true))
+    }
+
+    fn ticket(&self, to: Outgoing<'_>, deliveries: &Arc<Deliveries>, tag: u64, failures_only: bool) -> Ticket {
+        let measures = self.producer.context().measures.get();
+        let topic = measures.and_then(|of| Topic::from_name(to.topic.strip_prefix(of.prefix.as_str())?));
+        Ticket { deliveries: deliveries.clone(), tag, failures_only, sent_at: Instant::now(), topic }
     }
 
     fn produce(&self, record: Outgoing<'_>, payload: Option<&[u8]>, ticket: Ticket) -> Result<(), Error> {
@@ -294,7 +366,7 @@ impl Publisher {
         let reports = self.producer.context();
         reports.sent();
         self.producer.send(outgoing).map_err(|(error, _)| {
-            reports.in_flight.fetch_sub(1, Ordering::Relaxed);
+            reports.in_flight.dec();
             match error {
                 KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) => Error::Full,
                 error => Error::Kafka(error),
@@ -305,7 +377,7 @@ impl Publisher {
     /// For how long records have been waiting without one being acknowledged; nothing while none waits.
     pub fn stalled(&self) -> Duration {
         let reports = self.producer.context();
-        match reports.in_flight.load(Ordering::Relaxed) {
+        match reports.in_flight.get() {
             0 => Duration::ZERO,
             _ => reports.silence(),
         }
@@ -323,7 +395,7 @@ impl Publisher {
         if stalled >= STALLED_AFTER {
             return Some(format!("records wait for Kafka's acknowledgement, for {} s so far", stalled.as_secs()));
         }
-        if reports.in_flight.load(Ordering::Relaxed) > 0 {
+        if reports.in_flight.get() > 0 {
             return timed_out.then(|| "Kafka did not acknowledge records in time".to_owned());
         }
         if !timed_out && reports.silence() < ASK_EVERY {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use prometheus_client::metrics::gauge::Gauge;
 use rdkafka::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
@@ -15,6 +16,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
+use super::metrics::ProcessorMetrics;
 use super::publisher::{Deliveries, Outgoing, Publisher};
 use super::room::{Hold, Room};
 use super::{checkpoints, clock, kafka};
@@ -87,6 +89,7 @@ pub struct Restore {
     pub open_max: usize,
     /// For all bodies of the process.
     pub room: Room,
+    pub metrics: ProcessorMetrics,
 }
 
 impl Restore {
@@ -116,12 +119,14 @@ impl Restore {
             }
         };
         let (begin, begun) = (folded.next, Instant::now());
-        self.fold_until(&consumer, &mut folded, end, handle)?;
+        let mut remaining = Remaining::new(&self.metrics.restore_remaining, end - begin);
+        self.fold_until(&consumer, &mut folded, end, handle, &mut remaining)?;
         if given_up.is_cancelled() {
             return Err(Error::GivenUp { partition });
         }
         let id = self.append_ownership(&topic, partition, handle)?;
-        self.fold_until(&consumer, &mut folded, id + 1, handle)?;
+        self.fold_until(&consumer, &mut folded, id + 1, handle, &mut remaining)?;
+        drop(remaining);
         let (entries, elapsed_ms) = (folded.next - begin, begun.elapsed().as_millis());
         tracing::info!(kafka.partition = partition, entries, elapsed_ms, "journal folded");
         drop(consumer);
@@ -242,11 +247,13 @@ impl Restore {
         fold: &mut Fold,
         end: i64,
         handle: &tokio::runtime::Handle,
+        remaining: &mut Remaining,
     ) -> Result<(), Error> {
         while fold.next < end {
             let message = next_message(consumer, fold.partition, fold.next, end)?;
             let offset = message.offset();
             fold.take(offset, &self.entry(&message, handle)?);
+            remaining.keep(end - fold.next);
         }
         Ok(())
     }
@@ -325,6 +332,31 @@ fn assign(consumer: &BaseConsumer, topic: &str, partition: i32, offset: i64) -> 
     let mut assignment = TopicPartitionList::new();
     assignment.add_partition_offset(topic, partition, Offset::Offset(offset))?;
     consumer.assign(&assignment)
+}
+
+/// What a takeover has still to read, among that of all.
+struct Remaining {
+    gauge: Gauge,
+    entries: i64,
+}
+
+impl Remaining {
+    fn new(gauge: &Gauge, entries: i64) -> Self {
+        gauge.inc_by(entries);
+        Self { gauge: gauge.clone(), entries }
+    }
+
+    /// So many are left.
+    fn keep(&mut self, entries: i64) {
+        self.gauge.inc_by(entries - self.entries);
+        self.entries = entries;
+    }
+}
+
+impl Drop for Remaining {
+    fn drop(&mut self) {
+        self.keep(0);
+    }
 }
 
 struct Fold {

@@ -23,14 +23,16 @@ use super::checkpoints;
 use super::control::Control;
 use super::fingerprint::Fingerprints;
 use super::kafka;
+use super::lag::Lag;
 use super::member::{self, Change, Member, Position, Received};
+use super::metrics::{ProcessorMetrics, ProviderMetrics};
 use super::owner::{Lost, Owner, Record};
 use super::publisher::{Deliveries, Delivery, Publisher};
 use super::refill::Refill;
 use super::restore::{self, Restore, Takeover};
 use super::room::Room;
 use super::shelf::Shelf;
-use super::shell::{Kept, Learned, Load, ProcessorMetrics, Shell, Tag, Topics, Understood, readings};
+use super::shell::{Kept, Learned, Load, Shell, Tag, Topics, Understood, readings};
 use super::stillness::Stillness;
 use crate::codec::Codec;
 use crate::config::{self, millis};
@@ -48,7 +50,7 @@ use crate::telemetry::health::Health;
 const ROUND_MAX: usize = 128;
 /// Wait before a failed restore is tried again.
 const RESTORE_RETRY: Duration = Duration::from_millis(500);
-/// The name under which the shard reports its health.
+/// The name under which the shard reports its health, and of its consumer group.
 pub const COMPONENT: &str = "processor";
 
 #[derive(Debug, thiserror::Error)]
@@ -121,8 +123,8 @@ struct Shard {
     undecidable: HashMap<i32, (i64, String)>,
     /// Partitions that are assigned to us, whether restored or not.
     mine: Vec<i32>,
-    /// Partitions that an assignment waits for.
-    restoring: Vec<i32>,
+    /// Partitions that an assignment waits for, and since when.
+    restoring: BTreeMap<i32, Instant>,
     /// Partitions whose journal cannot be understood, and why; the others go on.
     closed: BTreeMap<i32, String>,
     /// Partitions that the consumer has.
@@ -139,8 +141,9 @@ pub async fn run(options: Options) -> Result<(), Error> {
     tokio::task::spawn_blocking(tokens::load).await.map_err(|e| Error::Tokenizer(e.to_string()))?;
     let kafka = options.config.kafka.clone();
     let requests = kafka::topic_name(&kafka, Topic::Requests);
-    let client = kafka::member(&kafka, kafka::hot_consumer(&kafka, "processor"), &options.config.instance);
-    let member = Arc::new(Member::join(&client, &requests)?);
+    let client = kafka::member(&kafka, kafka::hot_consumer(&kafka, COMPONENT), &options.config.instance);
+    let lag = Lag::register(&options.metrics, COMPONENT);
+    let member = Arc::new(Member::join(&client, &requests, lag)?);
     options.health.missing(COMPONENT, "no partition is assigned yet");
     let cancel = options.cancel.clone();
     let deliveries = Deliveries::new();
@@ -234,7 +237,13 @@ impl Shard {
         let shelf = Shelf::new(config.cache.bytes_max);
         let fingerprints = Fingerprints::new(config.processor.fingerprint_key.as_ref());
         let shell = Shell {
-            calls: Arc::new(Calls::new(transport, &config, codec.clone(), publisher.clone())),
+            calls: Arc::new(Calls::new(
+                transport,
+                &config,
+                codec.clone(),
+                publisher.clone(),
+                ProviderMetrics::register(&metrics),
+            )),
             codec: codec.clone(),
             publisher: publisher.clone(),
             control,
@@ -290,7 +299,7 @@ impl Shard {
                 dead_letter_bytes_max: config.processor.dead_letter_bytes_max,
             },
             stillness: Stillness::new(millis(config.kafka.session_timeout_ms)),
-            metrics: counters,
+            metrics: counters.clone(),
         };
         let restore = Restore {
             kafka: config.kafka.clone(),
@@ -299,6 +308,7 @@ impl Shard {
             owner: config.instance.clone(),
             open_max: config.processor.calls_max,
             room: bodies,
+            metrics: counters,
         };
         let shard = Self {
             member,
@@ -313,7 +323,7 @@ impl Shard {
             next_epoch: 1,
             undecidable: HashMap::new(),
             mine: Vec::new(),
-            restoring: Vec::new(),
+            restoring: BTreeMap::new(),
             closed: BTreeMap::new(),
             assigned: Vec::new(),
             paused: Vec::new(),
@@ -467,7 +477,7 @@ impl Shard {
             Change::Revoked(partitions) => {
                 tracing::info!(?partitions, "partitions revoked");
                 self.mine.retain(|partition| !partitions.contains(partition));
-                self.restoring.retain(|partition| !partitions.contains(partition));
+                self.restoring.retain(|partition, _| !partitions.contains(partition));
                 self.closed.retain(|partition, _| !partitions.contains(partition));
                 for partition in &partitions {
                     if let Some(owner) = self.owners.get_mut(partition) {
@@ -488,6 +498,8 @@ impl Shard {
     }
 
     fn tell_health(&self) {
+        self.shell.metrics.restoring.set(self.restoring.len() as i64);
+        self.shell.metrics.closed.set(self.closed.len() as i64);
         let closed = self.closed.iter().map(|(partition, why)| format!("partition {partition} is closed: {why}"));
         match closed.collect::<Vec<_>>().join("; ") {
             _ if !self.restoring.is_empty() => {
@@ -500,9 +512,7 @@ impl Shard {
     }
 
     fn begin_restore(&mut self, partition: i32, wait: Duration) {
-        if !self.restoring.contains(&partition) {
-            self.restoring.push(partition);
-        }
+        self.restoring.entry(partition).or_insert_with(Instant::now);
         self.closed.remove(&partition);
         self.tell_health();
         let (restore, restored, control) = (self.restore.clone(), self.restored.clone(), self.shell.control.clone());
@@ -523,12 +533,10 @@ impl Shard {
     }
 
     fn restored(&mut self, partition: i32, restored: Result<Takeover, restore::Error>) -> Result<(), Error> {
-        if !self.restoring.contains(&partition) {
-            return Ok(());
-        }
+        let Some(since) = self.restoring.get(&partition).copied() else { return Ok(()) };
         match restored {
             Ok(takeover) => {
-                self.restoring.retain(|waiting| *waiting != partition);
+                self.restoring.remove(&partition);
                 let epoch = self.next_epoch;
                 self.next_epoch += 1;
                 let (tenure, begin) = (takeover.tenure.id(), takeover.begin);
@@ -538,6 +546,7 @@ impl Shard {
                 match Owner::begin(takeover, epoch, undecidable, &mut self.shell) {
                     Ok(owner) => {
                         reached(Failpoint::TakenOver);
+                        self.shell.metrics.restores.observe(since.elapsed().as_secs_f64());
                         self.epochs.insert(epoch, partition);
                         let position = Position { partition, offset: owner.resume_offset(), note: String::new() };
                         self.owners.insert(partition, owner);
@@ -554,13 +563,15 @@ impl Shard {
             Err(restore::Error::GivenUp { .. }) => return Ok(()),
             Err(error) if error.is_final() => {
                 tracing::error!(kafka.partition = partition, %error, "partition stays closed; the others go on");
-                self.restoring.retain(|waiting| *waiting != partition);
+                self.restoring.remove(&partition);
+                self.shell.metrics.restore_failures.inc();
                 self.closed.insert(partition, error.to_string());
                 // The assignment has to be answered also when nothing of it can be read.
                 self.member.assign(&[]);
             }
             Err(error) => {
                 tracing::warn!(kafka.partition = partition, %error, "restore failed; trying again");
+                self.shell.metrics.restore_failures.inc();
                 self.begin_restore(partition, RESTORE_RETRY);
             }
         }
@@ -592,6 +603,8 @@ impl Shard {
                 _ => {}
             }
         }
+        let distance = self.owners.values().map(Owner::checkpoint_distance).max();
+        self.shell.metrics.checkpoint_distance.set(distance.unwrap_or(0));
         if let Some(fatal) = self.shell.publisher.fatal_error() {
             return Err(Error::Producer(fatal));
         }

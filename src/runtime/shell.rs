@@ -4,9 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
@@ -16,6 +13,7 @@ use super::calls::{Calls, Report};
 use super::checkpoints::{self, Slots};
 use super::control::Control;
 use super::fingerprint::Fingerprints;
+use super::metrics::ProcessorMetrics;
 use super::owner::{Lost, Record, outgoing, taken};
 use super::publisher::{Deliveries, Publisher};
 use super::refill::{self, Refill};
@@ -33,12 +31,9 @@ use crate::processor::content::{self, Content};
 use crate::processor::health::Deployments;
 use crate::processor::intent::Classifier;
 use crate::processor::{Bounds, Capacity};
-use crate::records::Outcome;
 use crate::records::cache::CacheRecord;
 use crate::records::dead_letters::DeadLetter;
-use crate::records::journal::CacheOutcome;
 use crate::records::requests::Chat;
-use crate::telemetry::Metrics;
 
 /// Waits between two questions for a schema: first, and at the most.
 const LEARN_RETRY_MIN: Duration = Duration::from_millis(100);
@@ -399,75 +394,6 @@ impl Load {
         } else {
             Capacity::Free
         }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CacheLabel {
-    outcome: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabel {
-    outcome: &'static str,
-}
-
-/// What the processor counts.
-#[derive(Clone, Default)]
-pub struct ProcessorMetrics {
-    pub admitted: Counter,
-    pub refused: Counter,
-    pub dead: Counter,
-    pub misplaced: Counter,
-    pub tenures_lost: Counter,
-    pub orphans: Counter,
-    pub checkpoints: Counter,
-    pub restored: Counter,
-    pub partitions: Gauge,
-    pub paused: Gauge,
-    pub open: Gauge,
-    pub bodies: Gauge,
-    /// Bytes of the answers that are at hand.
-    pub shelf: Gauge,
-    pub cached: Counter,
-    pub evicted: Counter,
-    looked_up: Family<CacheLabel, Counter>,
-    settled: Family<OutcomeLabel, Counter>,
-}
-
-impl ProcessorMetrics {
-    pub fn register(metrics: &Metrics) -> Self {
-        let own = Self::default();
-        metrics.register(|registry| {
-            let registry = registry.sub_registry_with_prefix("tollstream_processor");
-            registry.register("requests_admitted", "Requests admitted", own.admitted.clone());
-            registry.register("requests_refused", "Requests refused before a provider call", own.refused.clone());
-            registry.register("requests_settled", "Requests settled, by outcome", own.settled.clone());
-            registry.register("records_dead", "Records put into dead-letters", own.dead.clone());
-            registry.register("records_misplaced", "Records moved to their partition", own.misplaced.clone());
-            registry.register("tenures_lost", "Tenures that ended in their middle", own.tenures_lost.clone());
-            registry.register("orphans_posted", "Ends of calls of former owners, posted", own.orphans.clone());
-            registry.register("checkpoints_kept", "Checkpoints written", own.checkpoints.clone());
-            let restored = own.restored.clone();
-            registry.register("entries_restored", "Entries of the journal read by takeovers", restored);
-            registry.register("partitions_owned", "Partitions owned by this process", own.partitions.clone());
-            registry.register("partitions_paused", "Partitions held back by what waits", own.paused.clone());
-            registry.register("requests_open", "Requests admitted and not settled", own.open.clone());
-            registry.register("bodies_bytes", "Bytes of the bodies of open requests", own.bodies.clone());
-            registry.register("cache_lookups", "Looks into the cache, by what was found", own.looked_up.clone());
-            registry.register("cache_inserted", "Answers kept for those who ask the same", own.cached.clone());
-            registry.register("cache_evicted", "Answers kept no longer", own.evicted.clone());
-            registry.register("cache_bytes", "Bytes of the answers that are at hand", own.shelf.clone());
-        });
-        own
-    }
-
-    pub fn looked_up(&self, outcome: CacheOutcome) {
-        self.looked_up.get_or_create(&CacheLabel { outcome: outcome.as_str() }).inc();
-    }
-
-    pub fn settled(&self, outcome: Outcome) {
-        self.settled.get_or_create(&OutcomeLabel { outcome: outcome.as_str() }).inc();
     }
 }
 

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use crate::codec::{self, Codec};
 use crate::config;
+use crate::domain::Timestamp;
 use crate::records::dead_letters::{DeadLetter, Source};
 use crate::records::usage::UsageRecord;
 use crate::runtime::member::Received;
@@ -19,6 +20,8 @@ pub struct Batch {
     /// Of the records and dead letters, as they are on their topics.
     bytes: usize,
     ends: BTreeMap<i32, i64>,
+    /// Of its records.
+    oldest: Option<Timestamp>,
     begun: Option<Instant>,
 }
 
@@ -48,10 +51,11 @@ impl Letter {
 }
 
 impl Batch {
-    /// A record that took so many bytes on its topic.
-    pub fn add(&mut self, partition: i32, offset: i64, row: UsageRecord, bytes: usize) {
-        self.reach(partition, offset);
-        self.bytes += bytes;
+    /// A record, and what it says.
+    pub fn add(&mut self, record: Received<'_>, row: UsageRecord) {
+        self.reach(record.partition, record.offset);
+        self.bytes += record.payload.len();
+        self.oldest = Some(self.oldest.map_or(record.at, |oldest| oldest.min(record.at)));
         self.rows.push(row);
     }
 
@@ -80,6 +84,11 @@ impl Batch {
         &self.rows
     }
 
+    /// When its oldest record was written.
+    pub fn oldest(&self) -> Option<Timestamp> {
+        self.oldest
+    }
+
     pub fn letters(&self) -> &[Encoded] {
         &self.letters
     }
@@ -93,7 +102,6 @@ impl Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Timestamp;
 
     fn letter(offset: i64, payload: &[u8]) -> Encoded {
         let at = Timestamp::from_millis(5);

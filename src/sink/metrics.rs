@@ -1,9 +1,12 @@
 //! What the sink counts.
 
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 
 use crate::telemetry::Metrics;
+use crate::telemetry::metrics::WORK_SECONDS;
+use crate::telemetry::values::Age;
 
 #[derive(Clone)]
 pub struct Counters {
@@ -12,27 +15,23 @@ pub struct Counters {
     pub failures: Counter,
     pub dead_letters: Counter,
     pub insert_seconds: Histogram,
+    pub waiting: Gauge,
+    pub behind: Age,
 }
 
 impl Counters {
     pub fn register(metrics: &Metrics) -> Self {
-        let all = Self {
-            rows: Counter::default(),
-            batches: Counter::default(),
-            failures: Counter::default(),
-            dead_letters: Counter::default(),
-            // 5 ms to 160 s.
-            insert_seconds: Histogram::new(exponential_buckets(0.005, 2.0, 16)),
-        };
-        metrics.register(|registry| {
-            let registry = registry.sub_registry_with_prefix("tollstream_sink");
-            registry.register("rows", "Rows that ClickHouse acknowledged", all.rows.clone());
-            registry.register("batches", "Batches that were written", all.batches.clone());
-            registry.register("insert_failures", "Inserts that failed and were tried again", all.failures.clone());
-            registry.register("dead_letters", "Usage records that could not be read", all.dead_letters.clone());
-            let seconds = "From the first try of a batch to its acknowledgement";
-            registry.register("insert_seconds", seconds, all.insert_seconds.clone());
-        });
-        all
+        let of = metrics.scope("tollstream_sink");
+        let insert = "From the first try of a batch to its acknowledgement";
+        let behind = "Age of the oldest record in hand whose row ClickHouse has not acknowledged";
+        Self {
+            rows: of.counter("rows", "Rows that ClickHouse acknowledged"),
+            batches: of.counter("batches", "Batches that were written"),
+            failures: of.counter("insert_failures", "Inserts that failed and were tried again"),
+            dead_letters: of.counter("dead_letters", "Usage records that could not be read"),
+            insert_seconds: of.histogram("insert_seconds", insert, &WORK_SECONDS),
+            waiting: of.gauge("waiting_rows", "Rows in hand that ClickHouse has not acknowledged"),
+            behind: of.metric("behind_seconds", behind, Age::default()),
+        }
     }
 }

@@ -23,10 +23,12 @@ use tokio_util::sync::CancellationToken;
 use crate::causes::causes;
 use crate::codec::{self, Codec};
 use crate::config::{self, millis};
+use crate::domain::Timestamp;
 use crate::failpoint::{Failpoint, reached};
 use crate::records::Topic;
 use crate::records::usage::UsageRecord;
 use crate::runtime::kafka;
+use crate::runtime::lag::Lag;
 use crate::runtime::member::{self, Change, Gate, Member, Position, Reader, Received};
 use crate::runtime::publisher::Publisher;
 use crate::runtime::schema_wait::{Freed, SchemaWait};
@@ -63,6 +65,11 @@ pub enum Error {
     ChangedMigration { number: u32, name: String, database: String },
 }
 
+/// Registers its metrics, for those who list them.
+pub(crate) fn register(metrics: &Metrics) {
+    Counters::register(metrics);
+}
+
 /// What the sink needs.
 pub struct Options {
     pub kafka: config::Kafka,
@@ -90,7 +97,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let mut running = Running::new(options)?;
     let options = &running.options;
     let client = kafka::member(&options.kafka, kafka::cold_consumer(&options.kafka, NAME), &options.instance);
-    let member = Member::join(&client, &usage)?;
+    let member = Member::join(&client, &usage, Lag::register(&options.metrics, NAME))?;
     running.options.health.missing(NAME, "joining its consumer group");
     let ended = running.until_cancelled(&member).await;
     running.drain(&member).await;
@@ -109,6 +116,8 @@ struct Running {
     /// What is collected; at most one more batch is being written.
     collecting: Batch,
     writing: JoinSet<Batch>,
+    /// Rows of the batch that is being written, and when the oldest of its records was.
+    in_writing: (usize, Option<Timestamp>),
     waiting: SchemaWait,
 }
 
@@ -122,7 +131,7 @@ impl Reader for Running {
             return;
         }
         match self.options.codec.decode::<UsageRecord>(record.payload) {
-            Ok(posting) => self.collecting.add(record.partition, record.offset, posting, record.payload.len()),
+            Ok(posting) => self.collecting.add(record, posting),
             Err(codec::Error::UnknownSchema { id }) => self.waiting.hold(member, record, id),
             Err(error) => self.dead_letter(member, record, &error),
         }
@@ -139,6 +148,7 @@ impl Running {
             assigned: BTreeSet::new(),
             collecting: Batch::default(),
             writing: JoinSet::new(),
+            in_writing: (0, None),
             waiting: SchemaWait::new(options.codec.clone()),
             options,
         })
@@ -152,6 +162,7 @@ impl Running {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.write_if_due(false);
+            self.tell_lag();
             gate.update(member, self.has_room());
             let due = self.collecting.due_at(millis(self.options.sink.batch_ms));
             let waits = due.is_some() && self.writing.is_empty();
@@ -233,6 +244,7 @@ impl Running {
         let due = due.is_some_and(|due| at_once || batch.is_full(sink) || due <= Instant::now());
         if due && self.writing.is_empty() {
             let (batch, writer) = (std::mem::take(&mut self.collecting), self.writer.clone());
+            self.in_writing = (batch.rows().len(), batch.oldest());
             self.writing.spawn(async move {
                 writer.write(&batch).await;
                 batch
@@ -240,7 +252,15 @@ impl Running {
         }
     }
 
+    fn tell_lag(&self) {
+        let (rows, oldest) = self.in_writing;
+        let (collected, begun) = (self.collecting.rows().len(), self.collecting.oldest());
+        self.counters.waiting.set((rows + collected) as i64);
+        self.counters.behind.since(oldest.into_iter().chain(begun).min());
+    }
+
     fn written(&mut self, member: &Member, batch: Option<Batch>) {
+        self.in_writing = (0, None);
         let Some(batch) = batch else { return };
         let done = batch.ends().filter(|(partition, _)| self.assigned.contains(partition));
         let positions: Vec<Position> =

@@ -3,6 +3,19 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::metrics::MetricType;
+
+use super::Metrics;
+use super::metrics::described;
+
+/// How it is told among the metrics.
+const STATE: (&str, &str) = (
+    "tollstream_component_state",
+    "Of each part of the process, 1 at the state that it is in: ready, degraded or missing",
+);
+
 /// How a component is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
@@ -14,10 +27,40 @@ pub enum State {
 }
 
 /// Shared by all components: each says of itself how it is.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Health(Arc<Mutex<BTreeMap<&'static str, State>>>);
 
+impl Collector for Health {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mut descriptor = encoder.encode_descriptor(STATE.0, STATE.1, None, MetricType::Gauge)?;
+        for (component, state) in self.components() {
+            let is = |name: &str| i64::from(state.name() == name);
+            for name in ["ready", "degraded", "missing"] {
+                let labels = [("component", component), ("state", name)];
+                descriptor.encode_family(&labels)?.encode_gauge(&is(name))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Degraded(_) => "degraded",
+            Self::Missing(_) => "missing",
+        }
+    }
+}
+
 impl Health {
+    /// Tells it among the metrics.
+    pub fn register(&self, metrics: &Metrics) {
+        let told = described(STATE.0, MetricType::Gauge, vec!["component", "state"], STATE.1);
+        metrics.collect(Box::new(self.clone()), [told]);
+    }
+
     /// The component is (again) ready.
     pub fn ready(&self, component: &'static str) {
         self.set(component, State::Ready);

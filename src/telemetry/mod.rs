@@ -1,29 +1,13 @@
-//! What people see of a running process: logs, metrics, health.
+//! What people see of a running process: logs, metrics, traces, health.
 
 pub mod health;
+pub mod labels;
+pub mod metrics;
+pub mod values;
 
 use std::io::IsTerminal as _;
-use std::sync::{Arc, Mutex, PoisonError};
 
-use prometheus_client::registry::Registry;
-
-/// The process's metrics; components register theirs at start.
-#[derive(Clone, Default)]
-pub struct Metrics(Arc<Mutex<Registry>>);
-
-impl Metrics {
-    /// Lets a component register its metrics.
-    pub fn register<T>(&self, register: impl FnOnce(&mut Registry) -> T) -> T {
-        register(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// The OpenMetrics text.
-    pub fn encode(&self) -> Result<String, std::fmt::Error> {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.0.lock().unwrap_or_else(PoisonError::into_inner))?;
-        Ok(text)
-    }
-}
+pub use metrics::Metrics;
 
 /// Starts logging to standard error: `RUST_LOG` or the given level, JSON lines when `json`.
 pub fn log(json: bool, default_level: &str) {

@@ -1,5 +1,8 @@
 //! What the guides name exists.
 
+mod metrics;
+mod monitoring;
+
 use tollstream::config::Config;
 
 const SECTIONS: [&str; 7] = ["facade", "processor", "sink", "projection", "providers", "kafka", "admin"];

@@ -96,6 +96,7 @@ async fn take_over(world: &World) -> Takeover {
         owner: "test".into(),
         open_max: 100,
         room: Room::new(1 << 20),
+        metrics: <_>::default(),
     };
     let handle = tokio::runtime::Handle::current();
     let taken =

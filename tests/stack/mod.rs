@@ -16,6 +16,7 @@ mod evolution;
 mod explain;
 mod facade;
 mod limits;
+mod metrics;
 mod pressure;
 pub mod process;
 mod processes;

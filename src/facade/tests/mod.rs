@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::catch_up::{Plan, Sweep};
 use super::chat::BodyTimes;
+use super::guard::Guard;
 use super::hub::{self, Bus, Hub, Sending};
 use super::metrics::Metrics;
 use super::routes::{App, ROUTES, router};
@@ -34,6 +35,7 @@ use crate::config;
 use crate::records::requests::{Cancel, Chat, Request, RequestRecord};
 use crate::records::responses::Frame;
 use crate::runtime::publisher::{self, Delivery};
+use crate::telemetry;
 use crate::telemetry::health::Health;
 
 /// How long a test waits for what must come.
@@ -144,7 +146,7 @@ impl Facade {
                 ..BodyTimes::DEFAULT
             },
             health: health.clone(),
-            guard: Default::default(),
+            guard: Guard::register(&telemetry::Metrics::default(), "tollstream_facade"),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

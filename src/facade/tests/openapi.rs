@@ -79,7 +79,7 @@ async fn metrics_have_their_names_and_no_label_of_a_request() {
         "tollstream_facade_cancels_total{reason=\"client_disconnected\"} 0",
         "tollstream_facade_first_frame_seconds_bucket{le=\"0.002\"} 1",
         "tollstream_facade_slots_bytes 5",
-        "tollstream_facade_in_flight 0",
+        "tollstream_facade_requests_in_flight 0",
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }

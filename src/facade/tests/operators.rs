@@ -26,7 +26,7 @@ pub fn of(tables: Tables, key: Option<&str>) -> Operators {
         deployments: Default::default(),
         statements: Statements::new(kafka, codec),
         key: key.map(|key| AdminKey::of_secret(key).unwrap()),
-        guard: Guard::default(),
+        guard: Guard::register(&telemetry::Metrics::default(), "tollstream_admin"),
     }
 }
 
@@ -114,12 +114,13 @@ async fn how_the_deployments_do_is_told_to_operators_and_in_the_metrics() {
     let metrics = telemetry::Metrics::default();
     crate::runtime::deployments::register(&metrics, &deployments);
     let text = metrics.encode().unwrap();
-    for line in
-        ["tollstream_deployment_sound{deployment=\"sick\"} 0", "tollstream_deployment_in_flight{deployment=\"sick\"} 0"]
-    {
+    for line in [
+        "tollstream_deployment_sound{deployment=\"sick\"} 0",
+        "tollstream_deployment_calls_in_flight{deployment=\"sick\"} 0",
+    ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
-    assert!(!text.contains("tollstream_deployment_latency_milliseconds{"), "unknown is no number: {text}");
+    assert!(!text.contains("tollstream_deployment_first_token_seconds{"), "unknown is no number: {text}");
     let listening = Listening::with(Operators { deployments, ..of(fixtures::tables(), Some(ADMIN)) }).await;
     let (status, body) = listening.get("/admin/v1/providers", ADMIN).await;
     let sick = &body["data"][0];
