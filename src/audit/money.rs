@@ -318,6 +318,11 @@ fn release(
     overdrawn: Option<PicoUsd>,
 ) -> Option<String> {
     let attempt = posting.attempt;
+    if posting.source.is_served() {
+        let is_free = posting.cost_pico_usd == Some(PicoUsd::ZERO) && reservation.is_none();
+        return (!is_free)
+            .then(|| format!("attempt {attempt} called nobody, and something was reserved or posted for it"));
+    }
     let Some((reserved, reservation)) = reservation else {
         return Some(format!("attempt {attempt} is posted, and nothing was reserved for it"));
     };
