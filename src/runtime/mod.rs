@@ -23,3 +23,4 @@ pub mod shard;
 pub mod shell;
 mod stillness;
 mod timeline;
+mod trace;

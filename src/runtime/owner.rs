@@ -17,6 +17,7 @@ use super::restore::Takeover;
 use super::room::Hold;
 use super::shell::{Reading, Shell, Tag};
 use super::timeline::{Timeline, Timelines};
+use super::trace;
 use crate::codec;
 use crate::domain::ids::partition_of;
 use crate::domain::{OrganizationId, RequestKey, Timestamp};
@@ -630,7 +631,12 @@ impl Owner {
     ) -> Result<(), Lost> {
         let control = shell.control.tables();
         let (organization, arrived) = match input {
-            Input::Chat { chat, received_at, .. } => (Some(&chat.organization), Some(Timeline::begin(*received_at))),
+            Input::Chat { source_offset, chat, received_at, .. } => {
+                let (topic, group) = (&shell.topics.requests, super::shard::COMPONENT);
+                let at = trace::Place { topic, partition: self.partition, offset: *source_offset, group };
+                let span = trace::process(&shell.traces, at, chat);
+                (Some(&chat.organization), Some(Timeline::begin(*received_at, span)))
+            }
             _ => (None, None),
         };
         let capacity = shell.load.room_for(organization, body.map_or(0, Bytes::len));
@@ -640,7 +646,7 @@ impl Owner {
         let with = Circumstances { at, control: &control, capacity, bounds: &shell.bounds, health };
         let Some(commit) = self.tenure.decide(input, with) else { return Ok(()) };
         drop(board);
-        self.timelines.decided(&commit, arrived, &shell.metrics);
+        self.timelines.decided(&commit, arrived, shell, self.partition);
         self.account(shell, &commit, body);
         let (organization, source_offset) = (commit.organization.clone(), commit.source_offset);
         let record = JournalRecord::from(Entry::Commit(commit));
@@ -736,8 +742,10 @@ impl Owner {
         if self.tenure.state().open(&key).is_some_and(|open| open.cancelled) {
             cancel.cancel();
         }
-        self.timelines.called(&key);
-        let running = Arc::clone(&shell.calls).run(self.tenure.id(), call, body, cancel.clone(), shell.reports.clone());
+        let open = self.tenure.state().open(&key);
+        let span = self.timelines.called(&call, open.map_or("", |open| open.started.provider.as_str()));
+        let reports = shell.reports.clone();
+        let running = Arc::clone(&shell.calls).run(self.tenure.id(), call, body, cancel.clone(), reports, span);
         let abort = shell.tasks.spawn(running);
         self.calls.insert(key, CallHandle { cancel, abort });
         Ok(())

@@ -28,6 +28,7 @@ use crate::processor::intent::Classifier;
 use crate::processor::{Bounds, Capacity};
 use crate::records::dead_letters::DeadLetter;
 use crate::records::requests::Chat;
+use crate::telemetry::Traces;
 
 /// Waits between two questions for a schema: first, and at the most.
 const LEARN_RETRY_MIN: Duration = Duration::from_millis(100);
@@ -127,6 +128,7 @@ pub struct Shell {
     pub held: Room,
     pub stillness: Stillness,
     pub metrics: ProcessorMetrics,
+    pub traces: Traces,
 }
 
 impl Shell {

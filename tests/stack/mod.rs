@@ -23,4 +23,5 @@ mod rolling;
 mod slow;
 pub mod stream;
 mod topology;
+mod traces;
 mod usage;
