@@ -5,6 +5,7 @@
 
 mod connections;
 mod environment;
+mod telemetry;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use crate::records::control::NO_CREDENTIAL;
 
 pub use connections::{ClickHouse, Kafka, Properties, Registry, SaslMechanism, SecurityProtocol};
 pub use environment::{AdminKey, Environment, Secret};
+pub use telemetry::Telemetry;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -57,6 +59,7 @@ pub struct Config {
     pub providers: Providers,
     pub archive: Archive,
     pub cache: Cache,
+    pub telemetry: Telemetry,
 }
 
 /// Where the logs are archived.
@@ -236,6 +239,7 @@ impl Default for Config {
             sink: Sink::default(),
             archive: Archive::default(),
             cache: Cache::default(),
+            telemetry: Telemetry::default(),
             providers: Providers::default(),
         }
     }
@@ -339,7 +343,7 @@ impl Config {
     /// Checks what types cannot say.
     pub fn validate(&self) -> Result<(), Error> {
         let health = &self.processor.health;
-        let positive: [(&'static str, u64); 24] = [
+        let positive: [(&'static str, u64); 25] = [
             ("processor.health.window_ms", health.window_ms),
             ("processor.health.calls_min", u64::from(health.calls_min)),
             ("processor.health.open_ms", health.open_ms),
@@ -364,6 +368,7 @@ impl Config {
             ("sink.batch_rows", self.sink.batch_rows as u64),
             ("sink.batch_ms", self.sink.batch_ms),
             ("sink.retry_min_ms", self.sink.retry_min_ms),
+            ("telemetry.spans_max", self.telemetry.spans_max as u64),
         ];
         for (key, value) in positive {
             if value == 0 {
@@ -381,6 +386,7 @@ impl Config {
             return Err(Error::Invalid { key, value: failed.to_string(), problem: "must be from 1 to 100" });
         }
         connections::check(self)?;
+        self.telemetry.check()?;
         if self.processor.bodies_bytes_max < self.processor.body_bytes_max {
             let (value, problem) =
                 (self.processor.bodies_bytes_max.to_string(), "must be at least processor.body_bytes_max");

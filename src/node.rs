@@ -18,8 +18,9 @@ use crate::runtime::control::{self, Control};
 use crate::runtime::control_writer::ControlWriter;
 use crate::runtime::publisher::{self, Publisher};
 use crate::runtime::{deployments, kafka, reach, shard};
-use crate::telemetry::Metrics;
 use crate::telemetry::health::{Health, State};
+use crate::telemetry::trace;
+use crate::telemetry::{Metrics, Traces};
 use crate::{projection, sink};
 
 /// How long a start waits for the registry and the broker before it gives up.
@@ -49,6 +50,8 @@ pub enum Error {
     Sink(#[from] sink::Error),
     #[error(transparent)]
     Kafka(#[from] reach::Error),
+    #[error(transparent)]
+    Traces(#[from] trace::Error),
     #[error("topic {topic} does not exist on {brokers}; run `tollstream topology apply`")]
     NoTopic { topic: String, brokers: String },
     #[error("cannot listen on {address}: {source}")]
@@ -80,6 +83,7 @@ pub struct Node {
     admin: Admin,
     roles: JoinSet<Result<(), Error>>,
     publisher: Publisher,
+    traces: Traces,
     pub health: Health,
     pub control: Control,
     pub codec: Arc<Codec>,
@@ -97,6 +101,7 @@ struct Shared {
     deployments: Deployments,
     health: Health,
     metrics: Metrics,
+    traces: Traces,
     cancel: CancellationToken,
 }
 
@@ -105,6 +110,7 @@ impl Node {
     pub async fn start(config: Config, roles: &[Role]) -> Result<Self, Error> {
         let (health, metrics) = (Health::default(), Metrics::default());
         let health_settings = config.processor.health;
+        let traces = Traces::start(&config.telemetry, &config.instance, &metrics)?;
         let codec = Arc::new(connect(&config).await?);
         let partitions = partitions(&config).await?;
         let publisher = Publisher::new(&config.kafka)?;
@@ -134,6 +140,7 @@ impl Node {
             deployments: Arc::new(Mutex::new(Board::new(health_settings))),
             health: health.clone(),
             metrics,
+            traces: traces.clone(),
             cancel: cancel.clone(),
         };
         register(&shared.metrics, &shared.health, &shared.deployments);
@@ -161,7 +168,7 @@ impl Node {
                 guard: Guard::register(&shared.metrics, "tollstream_admin"),
             },
         })?;
-        Ok(Self { facade, admin, roles: tasks, publisher, health, control, codec, cancel, followers })
+        Ok(Self { facade, admin, roles: tasks, publisher, traces, health, control, codec, cancel, followers })
     }
 
     /// Base URL of the facade, if this process has one.
@@ -232,6 +239,7 @@ impl Node {
         }
         let publisher = self.publisher.clone();
         self.admin.stop().await;
+        self.traces.stop().await;
         // A failed flush leaves records that were never promised; the topics' readers do not miss them.
         let _ = tokio::task::spawn_blocking(move || publisher.flush(FLUSH_TIMEOUT)).await;
         first
@@ -300,6 +308,7 @@ async fn start_facade(shared: &Shared) -> Result<Facade, Error> {
         publisher: shared.publisher.clone(),
         health: shared.health.clone(),
         metrics: shared.metrics.clone(),
+        traces: shared.traces.clone(),
         listener: listen(shared.config.facade.listen).await?,
         cancel: shared.cancel.clone(),
     })?;
@@ -324,6 +333,7 @@ fn spawn_processor(tasks: &mut JoinSet<Result<(), Error>>, shared: &Shared) {
         deployments: shared.deployments.clone(),
         health: shared.health.clone(),
         metrics: shared.metrics.clone(),
+        traces: shared.traces.clone(),
         cancel: shared.cancel.clone(),
     };
     tasks.spawn(async move { Ok(shard::run(options).await?) });

@@ -15,6 +15,7 @@ use crate::runtime::publisher;
 use crate::sink;
 use crate::telemetry::labels::LABEL_VALUES_MAX;
 use crate::telemetry::metrics::{Description, Metrics};
+use crate::telemetry::trace;
 
 #[derive(Debug, Args)]
 pub struct MetricsArgs {}
@@ -29,6 +30,7 @@ pub fn registered() -> Metrics {
     let metrics = Metrics::default();
     node::register(&metrics, &<_>::default(), &<_>::default());
     publisher::register(&metrics, &<_>::default());
+    trace::register(&metrics);
     facade::register(&metrics);
     ProcessorMetrics::register(&metrics);
     ProviderMetrics::register(&metrics);

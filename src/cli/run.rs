@@ -51,6 +51,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     }
     config.providers.environment = Environment::read();
     config.admin.key = config.providers.environment.take_admin_key()?;
+    config.telemetry.take_environment(&config.providers.environment);
     config.validate()?;
     tracing::info!(config = %toml::to_string(&config)?.replace('\n', "; "), "effective configuration");
     let mut node = Node::start(config, &args.roles).await?;

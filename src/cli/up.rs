@@ -248,6 +248,7 @@ fn configuration(args: &GatewayArgs, addresses: &stack::Addresses) -> anyhow::Re
         config.providers.environment = Environment::read();
         // The key of this directory is the operators' first one here.
         let _ = config.providers.environment.take_admin_key()?;
+        config.telemetry.take_environment(&config.providers.environment);
     }
     config.validate()?;
     Ok(config)

@@ -121,6 +121,11 @@ impl Environment {
         }
     }
 
+    /// A variable that is no secret.
+    pub(super) fn variable(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(Secret::expose).filter(|value| !value.is_empty())
+    }
+
     /// The value of a reference (`env:NAME`), if there is one.
     pub fn get(&self, reference: &str) -> Option<&Secret> {
         self.0.get(reference.strip_prefix("env:")?)

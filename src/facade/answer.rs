@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::http::StatusCode;
 use bytes::Bytes;
 use futures_util::Stream;
 use tokio::time::{Instant, Sleep};
@@ -15,6 +16,9 @@ use super::listener::Listener;
 use super::metrics::{Metrics, Outcome};
 use super::slot::{Beginning, Piece};
 use super::sse;
+use super::trace;
+use crate::records::responses::ApiError;
+use crate::telemetry::trace::Span;
 
 /// An answer on its way. Dropping it early cancels the request.
 pub struct Answer {
@@ -28,6 +32,8 @@ pub struct Answer {
     last_written: Instant,
     /// Its request came.
     began: Instant,
+    span: Span,
+    status: StatusCode,
     /// Set once it is known.
     outcome: Option<Outcome>,
 }
@@ -46,14 +52,23 @@ impl Answer {
             keep_alive,
             last_written: now,
             began: now,
+            span: Span::default(),
+            status: StatusCode::OK,
             outcome: None,
         }
     }
 
-    /// The answer to a request that came at this moment.
-    pub fn since(mut self, began: Instant) -> Self {
-        self.began = began;
+    /// The answer to a request that came at this moment, and has this place in its trace.
+    pub fn of(mut self, began: Instant, span: Span) -> Self {
+        (self.began, self.span) = (began, span);
         self
+    }
+
+    /// The response is an error.
+    pub fn failed(&mut self, error: &ApiError, status: StatusCode) {
+        self.metrics.failed(&error.code);
+        trace::failed(&mut self.span, error);
+        self.status = status;
     }
 
     /// Waits until it is known what the response begins with. `None`: a client that may hear of the wait already should,
@@ -129,7 +144,7 @@ impl Stream for Answer {
                 }
                 Poll::Ready(Piece::Error(error)) => {
                     self.outcome = Some(Outcome::StreamError);
-                    self.metrics.failed(&error.code);
+                    self.failed(&error, StatusCode::OK);
                     return Poll::Ready(Some(Ok(error::event(&error))));
                 }
                 Poll::Ready(Piece::End) => {
@@ -164,6 +179,8 @@ impl Stream for Answer {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        self.metrics.ended(self.outcome.unwrap_or(Outcome::Abandoned), self.age());
+        let outcome = self.outcome.unwrap_or(Outcome::Abandoned);
+        self.metrics.ended(outcome, self.age());
+        trace::ended(&mut self.span, outcome, self.status);
     }
 }

@@ -58,10 +58,11 @@ impl Acknowledgements {
 
 impl Bus for Producer {
     fn send(&self, sending: Sending<'_>) -> Result<(), publisher::Error> {
-        let Sending { partition, key, payload, tag, is_awaited } = sending;
+        let Sending { partition, key, payload, tag, is_awaited, traceparent } = sending;
         let deliveries = if is_awaited { &self.deliveries.prompt } else { &self.deliveries.lazy };
         reached(Failpoint::BeforeRequest);
-        let sent = self.publisher.send(Outgoing { topic: &self.topic, partition, key, payload }, deliveries, tag);
+        let outgoing = Outgoing { topic: &self.topic, partition, key, payload };
+        let sent = self.publisher.send_traced(outgoing, traceparent, deliveries, tag);
         reached(Failpoint::AfterRequest);
         sent
     }

@@ -18,13 +18,14 @@ use super::hub::{Asking, OnDisconnect};
 use super::listener::Permit;
 use super::respond::{outcome_of, respond};
 use super::routes::App;
-use super::{again, request};
+use super::{again, request, trace};
 use crate::config::millis;
 use crate::control::document::CHAT_SCOPE;
 use crate::domain::RequestId;
 use crate::records::Origin;
 use crate::records::requests::Chat;
 use crate::records::responses::ApiError;
+use crate::telemetry::trace::Span;
 
 /// How long a client may take to send its body.
 #[derive(Debug, Clone, Copy)]
@@ -45,19 +46,23 @@ impl BodyTimes {
 pub async fn complete(State(app): State<Arc<App>>, http: Request) -> Response {
     let began = Instant::now();
     let mut id = request::request_id(http.headers());
+    let mut span = app.traces.request("POST /v1/chat/completions", http.headers());
     let (parts, body) = http.into_parts();
     let mut body = body.into_data_stream();
-    let (answer, stream) = match ask(&app, &mut id, &parts, &mut body).await {
+    let (answer, stream) = match ask(&app, &mut id, &parts, &mut body, &span).await {
         Ok(asked) => asked,
         Err(refusal) => {
             drain(&parts.headers, &mut body, app.body_times.prompt).await;
             let error = ApiError::from(refusal);
             app.hub.metrics().failed(&error.code);
             app.hub.metrics().ended(outcome_of(&error), began.elapsed());
-            return error::response(&error, &id);
+            let response = error::response(&error, &id);
+            trace::failed(&mut span, &error);
+            trace::ended(&mut span, outcome_of(&error), response.status());
+            return response;
         }
     };
-    respond(&app, &id, answer.since(began), stream).await
+    respond(&app, &id, answer.of(began, span), stream).await
 }
 
 /// Lets the request in and sends it on its way. With an `Idempotency-Key` its id comes from that.
@@ -66,6 +71,7 @@ async fn ask(
     id: &mut RequestId,
     parts: &Parts,
     body: &mut BodyDataStream,
+    span: &Span,
 ) -> Result<(Answer, bool), Refusal> {
     let tables = (app.control)();
     let caller = app.caller(&tables, parts, CHAT_SCOPE)?;
@@ -81,7 +87,7 @@ async fn ask(
         *id = again::request_id(&organization, key);
     }
     let timeout = headers.timeout.unwrap_or(millis(app.config.timeout_ms));
-    let stream = asked.stream;
+    let (stream, sending) = (asked.stream, app.traces.send(span, id, &organization));
     let chat = Chat {
         request_id: id.clone(),
         organization,
@@ -96,7 +102,7 @@ async fn ask(
         reply_partition: None,
         reply_nonce: None,
         origin: Origin::Live,
-        traceparent: headers.traceparent,
+        traceparent: sending.traceparent().or(headers.traceparent),
         content_type: "application/json".to_owned(),
         encryption_key_id: None,
         content_ref: None,
@@ -105,6 +111,7 @@ async fn ask(
     };
     let asking = Asking { stream, idempotent: key.is_some(), on_disconnect: on_disconnect(key.is_some(), resume) };
     let listener = app.hub.ask(permit, Box::new(chat), asking)?;
+    drop(sending);
     let keep_alive = millis(app.config.keep_alive_ms);
     Ok((Answer::new(listener, app.hub.metrics().clone(), timeout + app.deadline_grace, keep_alive), stream))
 }

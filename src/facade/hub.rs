@@ -49,6 +49,8 @@ pub struct Sending<'a> {
     pub tag: u64,
     /// Somebody waits for the acknowledgement itself.
     pub is_awaited: bool,
+    /// Of its trace.
+    pub traceparent: Option<&'a str>,
 }
 
 /// What becomes of a request whose client goes away.
@@ -227,6 +229,7 @@ impl Hub {
         let nonce = format!("{}-{tag:x}", self.options.nonce);
         chat.reply_partition = Some(reply_partition);
         chat.reply_nonce = Some(nonce.clone());
+        let traceparent = chat.traceparent.clone();
         let mut payload = Vec::with_capacity(chat.body.len() + RECORD_OVERHEAD_BYTES);
         self.encode(Request::Chat(chat), &mut payload)?;
 
@@ -238,7 +241,8 @@ impl Hub {
         // From here on the slot is closed by the listener's end, which sends a cancel unless the request was never sent.
         let ask = Ask { tag, on_disconnect, sent: false };
         let mut listener = Listener { hub: self.clone(), slot, ask: Some(ask), permit: None };
-        self.send(&listener.slot.asked.key.organization, &payload, tag, false)?;
+        let to = &listener.slot.asked.key.organization;
+        self.send_traced(to, &payload, tag, traceparent.as_deref())?;
         listener.ask = Some(Ask { sent: true, ..ask });
         permit.release_body();
         listener.permit = Some(permit);
@@ -285,8 +289,21 @@ impl Hub {
     }
 
     fn send(&self, to: &OrganizationId, payload: &[u8], tag: u64, is_awaited: bool) -> Result<(), Refusal> {
-        let (partition, key) = (partition_of(to.as_str(), self.options.partitions), to.as_str().as_bytes());
-        let sent = self.options.bus.send(Sending { partition, key, payload, tag, is_awaited });
+        let (partition, key) = self.place(to);
+        self.sent(Sending { partition, key, payload, tag, is_awaited, traceparent: None })
+    }
+
+    fn send_traced(&self, to: &OrganizationId, payload: &[u8], tag: u64, of: Option<&str>) -> Result<(), Refusal> {
+        let (partition, key) = self.place(to);
+        self.sent(Sending { partition, key, payload, tag, is_awaited: false, traceparent: of })
+    }
+
+    fn place<'a>(&self, to: &'a OrganizationId) -> (i32, &'a [u8]) {
+        (partition_of(to.as_str(), self.options.partitions), to.as_str().as_bytes())
+    }
+
+    fn sent(&self, sending: Sending<'_>) -> Result<(), Refusal> {
+        let sent = self.options.bus.send(sending);
         sent.map_err(|error| match error {
             publisher::Error::Full => Refusal::Overloaded,
             error => {

@@ -40,6 +40,7 @@ mod sse;
 pub mod statements;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -57,8 +58,8 @@ use crate::domain::ids::partition_of;
 use crate::records::Topic;
 use crate::runtime::kafka;
 use crate::runtime::publisher::Publisher;
-use crate::telemetry::Metrics;
 use crate::telemetry::health::Health;
+use crate::telemetry::{Metrics, Traces};
 
 pub use admin::Admin;
 pub use guard::Guard;
@@ -104,6 +105,7 @@ pub struct Options {
     pub publisher: Publisher,
     pub health: Health,
     pub metrics: Metrics,
+    pub traces: Traces,
     pub listener: TcpListener,
     /// Once cancelled, no further request is admitted; [`Facade::stop`] ends those under way.
     pub cancel: CancellationToken,
@@ -138,11 +140,9 @@ impl Facade {
         health.missing(bus::COMPONENT, "not listening to answers yet");
 
         let deliveries = bus::Acknowledgements::new();
-        let producer = bus::Producer {
-            publisher: options.publisher,
-            topic: kafka::topic_name(&kafka, Topic::Requests),
-            deliveries: deliveries.clone(),
-        };
+        let requests = kafka::topic_name(&kafka, Topic::Requests);
+        let producer =
+            bus::Producer { publisher: options.publisher, topic: requests.clone(), deliveries: deliveries.clone() };
         let hub = hub::Hub::new(hub::Options {
             bus: Box::new(producer),
             codec: codec.clone(),
@@ -177,7 +177,8 @@ impl Facade {
         let (control, deadline_grace) = (options.control, DEADLINE_GRACE);
         let body_times = chat::BodyTimes::DEFAULT;
         let guard = guard::Guard::register(&options.metrics, "tollstream_facade");
-        let app = routes::App { hub: hub.clone(), control, config, deadline_grace, body_times, health, guard };
+        let traces = trace::Facade { traces: options.traces, requests, partitions: options.partitions };
+        let app = routes::App { hub: hub.clone(), control, config, deadline_grace, body_times, health, guard, traces };
         let app = Arc::new(app);
         let router = routes::router(&routes::ROUTES, app);
         let mut server = JoinSet::new();

@@ -176,6 +176,12 @@ fn new_request_id() -> RequestId {
     std::str::from_utf8(&text).ok().and_then(|text| RequestId::parse(text).ok()).expect("an identifier")
 }
 
+/// The trace that the client has begun.
+pub fn traceparent(headers: &HeaderMap) -> Option<&str> {
+    let text = headers.get(TRACEPARENT_HEADER).and_then(|value| value.to_str().ok());
+    text.map(str::trim).filter(|text| is_traceparent(text))
+}
+
 /// Reads the headers that a client may add.
 pub fn headers(headers: &HeaderMap) -> Result<Headers<'_>, Refusal> {
     let text = |name: &'static str| match headers.get(name).map(|value| value.to_str()) {
@@ -201,7 +207,7 @@ pub fn headers(headers: &HeaderMap) -> Result<Headers<'_>, Refusal> {
         conversation_id,
         timeout: text(TIMEOUT_HEADER)?.map(timeout).transpose()?,
         // A trace context that is none is no reason to refuse a request.
-        traceparent: text(TRACEPARENT_HEADER).ok().flatten().filter(|t| is_traceparent(t)).map(str::to_owned),
+        traceparent: traceparent(headers).map(str::to_owned),
     })
 }
 

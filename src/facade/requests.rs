@@ -24,9 +24,10 @@ use crate::records::responses::ApiError;
 pub async fn events(State(app): State<Arc<App>>, id: PathId, http: Request) -> Response {
     let id = named(id);
     let began = Instant::now();
+    let span = app.traces.request("GET /v1/requests/{id}/events", http.headers());
     let (parts, _) = http.into_parts();
     match read(&app, &id, &parts) {
-        Ok((id, answer)) => respond(&app, &id, answer.since(began), true).await,
+        Ok((id, answer)) => respond(&app, &id, answer.of(began, span), true).await,
         Err(refusal) => refused(&app, refusal, &id, &parts, began),
     }
 }

@@ -40,9 +40,9 @@ pub async fn respond(app: &App, id: &RequestId, mut answer: Answer, stream: bool
         }
         Some(Beginning::Failed(error)) => {
             let (replayed, is_final) = (answer.is_replay(), answer.is_final());
-            app.hub.metrics().failed(&error.code);
-            answer.ended(outcome_of(&error));
             let mut response = error::response(&error, id);
+            answer.failed(&error, response.status());
+            answer.ended(outcome_of(&error));
             if replayed {
                 response.headers_mut().insert(REPLAYED_HEADER, HeaderValue::from_static("true"));
             }

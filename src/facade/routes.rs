@@ -14,7 +14,7 @@ use super::admin;
 use super::error::{self, Refusal};
 use super::guard::Guard;
 use super::hub::Hub;
-use super::{Control, chat, models, request, requests, route};
+use super::{Control, chat, models, request, requests, route, trace};
 use crate::config;
 use crate::records::responses::ApiError;
 use crate::telemetry::health::Health;
@@ -32,6 +32,7 @@ pub struct App {
     pub body_times: chat::BodyTimes,
     pub health: Health,
     pub guard: Guard,
+    pub traces: trace::Facade,
 }
 
 /// One method of one path, as `openapi.json` names them.

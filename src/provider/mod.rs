@@ -30,6 +30,8 @@ pub struct Call {
     pub output_cap: Option<u64>,
     /// What is left until the deadline.
     pub timeout: Duration,
+    /// Of which trace the call is, as the provider is told.
+    pub traceparent: Option<String>,
 }
 
 /// Where a call goes.

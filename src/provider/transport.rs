@@ -16,6 +16,8 @@ use crate::config::{Providers, millis};
 use crate::runtime::clock;
 use crate::runtime::room::{Hold, Room};
 
+/// W3C's name for the header that says of which trace a call is.
+const TRACEPARENT: &str = "traceparent";
 /// Most bytes that are read of an error's body.
 const ERROR_BYTES_MAX: usize = 64 << 10;
 /// How long a connection that nobody uses is kept.
@@ -133,6 +135,9 @@ impl Transport {
             let mut value = HeaderValue::try_from(format!("Bearer {}", credential.expose())).map_err(unusable)?;
             value.set_sensitive(true);
             request = request.header(AUTHORIZATION, value);
+        }
+        if let Some(traceparent) = &call.traceparent {
+            request = request.header(TRACEPARENT, traceparent);
         }
         request.send().await.map_err(|error| {
             if error.is_builder() {

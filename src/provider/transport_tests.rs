@@ -43,6 +43,7 @@ fn call(base_url: &str, stream: bool, rest: &str) -> Call {
         include_usage: true,
         output_cap: None,
         timeout: PATIENCE,
+        traceparent: None,
     }
 }
 

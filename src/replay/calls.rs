@@ -299,6 +299,7 @@ impl Caller {
             include_usage: false,
             output_cap: Some(output_tokens),
             timeout: CALL_TIMEOUT,
+            traceparent: None,
         };
         let answered = self.transport.call(&call).await;
         let duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -14,7 +14,7 @@ use super::metrics::ProviderMetrics;
 use super::publisher::{self, Deliveries, Delivery, Outgoing, Publisher};
 use super::room::Hold;
 use super::shelf::Kept;
-use super::{clock, kafka};
+use super::{clock, kafka, trace};
 use crate::codec::Codec;
 use crate::config::{self, Endpoint};
 use crate::domain::{RequestId, RequestKey, Timestamp};
@@ -27,6 +27,7 @@ use crate::provider::{Call, CapName, Failure, FailureClass, Summary, Upstream};
 use crate::records::Topic;
 use crate::records::journal::AttemptProgressed;
 use crate::records::responses::{Content, Frame, FrameBody, Head, ResponseRecord};
+use crate::telemetry::trace::Span;
 
 /// Most bytes of chunks that wait while a frame is in flight; above it the provider's stream is not read.
 const WAITING_BYTES_MAX: usize = 256 << 10;
@@ -121,6 +122,7 @@ impl Calls {
         flight: Option<Arc<Flight>>,
         cancelled: CancellationToken,
         reports: mpsc::Sender<Report>,
+        mut span: Span,
     ) {
         let delay = Duration::from_millis(call.delay_ms);
         let (started, timeout) = (Instant::now() + delay, call.deadline_at.since(clock::now().plus(delay)));
@@ -136,6 +138,7 @@ impl Calls {
             Ok(_) if !wait(call.delay_ms, &cancelled).await => (AttemptEnd::Cancelled, Summary::default(), None),
             Ok(_) if timeout.is_zero() => (AttemptEnd::Failed(deadline_passed()), Summary::default(), None),
             Ok((upstream, _)) => {
+                trace::called(&mut span, &upstream);
                 let request = Call {
                     request_id: call.key.request.clone(),
                     model: call.head.model.clone(),
@@ -145,6 +148,7 @@ impl Calls {
                     include_usage: call.include_usage,
                     output_cap: call.output_cap,
                     timeout,
+                    traceparent: span.traceparent(),
                 };
                 pump.answer(&request, &cancelled).await
             }
@@ -173,6 +177,8 @@ impl Calls {
             earlier: None,
             kept_bytes,
         };
+        trace::answered(&mut span, &report, first);
+        drop(span);
         reached(Failpoint::CallEnded);
         // A closed channel means that the shard is gone; the next owner settles the request.
         let _ = reports.send(Report::Ended(Box::new(report))).await;

@@ -26,3 +26,4 @@ pub mod shelf;
 pub mod shell;
 mod stillness;
 mod timeline;
+mod trace;

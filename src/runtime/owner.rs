@@ -18,6 +18,7 @@ use super::restore::Takeover;
 use super::room::Hold;
 use super::shell::{Reading, Shell, Tag};
 use super::timeline::{Timeline, Timelines};
+use super::trace;
 use crate::codec;
 use crate::domain::ids::partition_of;
 use crate::domain::{Fingerprint, OrganizationId, RequestKey, Timestamp};
@@ -659,7 +660,12 @@ impl Owner {
     ) -> Result<(), Lost> {
         let control = shell.control.tables();
         let (organization, arrived) = match input {
-            Input::Chat { chat, received_at, .. } => (Some(&chat.organization), Some(Timeline::begin(*received_at))),
+            Input::Chat { source_offset, chat, received_at, .. } => {
+                let (topic, group) = (&shell.topics.requests, super::shard::COMPONENT);
+                let at = trace::Place { topic, partition: self.partition, offset: *source_offset, group };
+                let span = trace::process(&shell.traces, at, chat);
+                (Some(&chat.organization), Some(Timeline::begin(*received_at, span)))
+            }
             _ => (None, None),
         };
         let capacity = shell.load.room_for(organization, body.map_or(0, Bytes::len));
@@ -669,7 +675,7 @@ impl Owner {
         let with = Circumstances { at, control: &control, capacity, bounds: &shell.bounds, health };
         let Some(commit) = self.tenure.decide(input, with) else { return Ok(()) };
         drop(board);
-        self.timelines.decided(&commit, arrived, &shell.metrics);
+        self.timelines.decided(&commit, arrived, shell, self.partition);
         self.account(shell, &commit, body);
         let (organization, source_offset) = (commit.organization.clone(), commit.source_offset);
         let record = JournalRecord::from(Entry::Commit(commit));
@@ -848,15 +854,16 @@ impl Owner {
         if self.tenure.state().open(&key).is_some_and(|open| open.cancelled) {
             cancel.cancel();
         }
-        self.timelines.called(&key);
+        let open = self.tenure.state().open(&key);
+        let span = self.timelines.called(&call, open.map_or("", |open| open.started.provider.as_str()));
         let flight = call.is_kept.then(|| {
             let new = || Arc::new(Flight::new(&shell.arriving, shell.cache.answer_bytes_max));
             let flight = self.flights.entry(key.clone()).or_insert_with(new);
             flight.begin();
             Arc::clone(flight)
         });
-        let reports = shell.reports.clone();
-        let running = Arc::clone(&shell.calls).run(self.tenure.id(), call, body, flight, cancel.clone(), reports);
+        let (tenure, reports) = (self.tenure.id(), shell.reports.clone());
+        let running = Arc::clone(&shell.calls).run(tenure, call, body, flight, cancel.clone(), reports, span);
         let abort = shell.tasks.spawn(running);
         self.calls.insert(key, CallHandle { cancel, abort });
         Ok(())

@@ -15,6 +15,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::{ClientContext, Message as _};
 use tokio::task::JoinSet;
@@ -123,6 +124,9 @@ impl Label for Topic {
         self as usize
     }
 }
+
+/// W3C's name for the header that says of which trace a record is.
+const TRACEPARENT: &str = "traceparent";
 
 /// What is measured of the producer.
 struct Measures {
@@ -334,13 +338,24 @@ impl Publisher {
     /// # Errors
     /// [`Error::Full`] when the bound on waiting records is reached; then nothing comes back.
     pub fn send(&self, record: Outgoing<'_>, deliveries: &Arc<Deliveries>, tag: u64) -> Result<(), Error> {
-        self.produce(record, Some(record.payload), self.ticket(record, deliveries, tag, false))
+        self.send_traced(record, None, deliveries, tag)
+    }
+
+    /// The same, with a header that says of which trace the record is.
+    pub fn send_traced(
+        &self,
+        record: Outgoing<'_>,
+        traceparent: Option<&str>,
+        deliveries: &Arc<Deliveries>,
+        tag: u64,
+    ) -> Result<(), Error> {
+        self.produce(record, Some(record.payload), traceparent, self.ticket(record, deliveries, tag, false))
     }
 
     /// Sends a record without a value: on a compacted topic, the end of what has this key. Otherwise as
     /// [`send`](Self::send).
     pub fn send_tombstone(&self, record: Outgoing<'_>, deliveries: &Arc<Deliveries>, tag: u64) -> Result<(), Error> {
-        self.produce(record, None, self.ticket(record, deliveries, tag, false))
+        self.produce(record, None, None, self.ticket(record, deliveries, tag, false))
     }
 
     /// As [`send`](Self::send), but `tag` comes back only if the record was not acknowledged.
@@ -350,7 +365,7 @@ impl Publisher {
         deliveries: &Arc<Deliveries>,
         tag: u64,
     ) -> Result<(), Error> {
-        self.produce(record, Some(record.payload), self.ticket(record, deliveries, tag, true))
+        self.produce(record, Some(record.payload), None, self.ticket(record, deliveries, tag, true))
     }
 
     fn ticket(&self, to: Outgoing<'_>, deliveries: &Arc<Deliveries>, tag: u64, failures_only: bool) -> Ticket {
@@ -359,10 +374,18 @@ impl Publisher {
         Ticket { deliveries: deliveries.clone(), tag, failures_only, sent_at: Instant::now(), topic }
     }
 
-    fn produce(&self, record: Outgoing<'_>, payload: Option<&[u8]>, ticket: Ticket) -> Result<(), Error> {
+    fn produce(
+        &self,
+        record: Outgoing<'_>,
+        payload: Option<&[u8]>,
+        traceparent: Option<&str>,
+        ticket: Ticket,
+    ) -> Result<(), Error> {
         let mut outgoing =
             BaseRecord::with_opaque_to(record.topic, Box::new(ticket)).partition(record.partition).key(record.key);
         outgoing.payload = payload;
+        outgoing.headers =
+            traceparent.map(|of| OwnedHeaders::new().insert(Header { key: TRACEPARENT, value: Some(of) }));
         let reports = self.producer.context();
         reports.sent();
         self.producer.send(outgoing).map_err(|(error, _)| {

@@ -43,8 +43,8 @@ use crate::processor::intent::Builtin;
 use crate::processor::{Bounds, tokens};
 use crate::provider::transport::Transport;
 use crate::records::Topic;
-use crate::telemetry::Metrics;
 use crate::telemetry::health::Health;
+use crate::telemetry::{Metrics, Traces};
 
 /// Records and reports that one round takes.
 const ROUND_MAX: usize = 128;
@@ -75,6 +75,7 @@ pub struct Options {
     pub deployments: Deployments,
     pub health: Health,
     pub metrics: Metrics,
+    pub traces: Traces,
     pub cancel: CancellationToken,
 }
 
@@ -225,7 +226,8 @@ impl Shard {
         member: Arc<Member>,
         deliveries: Arc<Deliveries>,
     ) -> (Self, Channels) {
-        let Options { config, partitions, codec, publisher, control, deployments, health, metrics, .. } = options;
+        let Options { config, partitions, codec, publisher, control, deployments, health, metrics, traces, .. } =
+            options;
         let (reports, reports_in) = mpsc::channel(config.processor.calls_max.max(1));
         let (learned, learned_in) = mpsc::channel(partitions.max(1) as usize);
         let (understood, understood_in) = mpsc::channel(partitions.max(1) as usize);
@@ -300,6 +302,7 @@ impl Shard {
             },
             stillness: Stillness::new(millis(config.kafka.session_timeout_ms)),
             metrics: counters.clone(),
+            traces,
         };
         let restore = Restore {
             kafka: config.kafka.clone(),

@@ -34,6 +34,7 @@ use crate::processor::{Bounds, Capacity};
 use crate::records::cache::CacheRecord;
 use crate::records::dead_letters::DeadLetter;
 use crate::records::requests::Chat;
+use crate::telemetry::Traces;
 
 /// Waits between two questions for a schema: first, and at the most.
 const LEARN_RETRY_MIN: Duration = Duration::from_millis(100);
@@ -169,6 +170,7 @@ pub struct Shell {
     pub refill: Refill,
     pub stillness: Stillness,
     pub metrics: ProcessorMetrics,
+    pub traces: Traces,
 }
 
 impl Shell {

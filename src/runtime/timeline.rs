@@ -1,13 +1,16 @@
-//! When what happened to a request, as its owner's shell saw it: for metrics. No decision knows of it.
+//! When what happened to a request, as its owner's shell saw it: for metrics and traces. No decision knows of it.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::clock;
 use super::metrics::ProcessorMetrics;
+use super::shell::Shell;
+use super::trace;
 use crate::domain::{RequestKey, Timestamp};
-use crate::processor::key_of;
+use crate::processor::{ProviderCall, key_of};
 use crate::records::journal::{Commit, Fact};
+use crate::telemetry::trace::Span;
 
 /// Of one request: how long it was ours, and how long its providers'.
 #[derive(Debug)]
@@ -15,60 +18,92 @@ pub struct Timeline {
     ours: Duration,
     /// Since when it has been ours; `None` while a provider has it.
     since: Option<Instant>,
+    /// It was decided here, and not by a former owner.
+    is_whole: bool,
+    span: Span,
 }
 
 impl Timeline {
     /// Of a request whose record was written at this time.
-    pub fn begin(received_at: Timestamp) -> Self {
-        Self { ours: clock::now().since(received_at), since: Some(Instant::now()) }
+    pub fn begin(received_at: Timestamp, span: Span) -> Self {
+        Self { ours: clock::now().since(received_at), since: Some(Instant::now()), is_whole: true, span }
     }
 
-    /// From its record until now.
+    /// Of one that a former owner left open.
+    fn taken_over(span: Span) -> Self {
+        Self { ours: Duration::ZERO, since: Some(Instant::now()), is_whole: false, span }
+    }
+
+    /// How long it was ours until now.
     fn waited(&self) -> Duration {
         self.ours + self.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
+}
+
+/// A commit that is not acknowledged.
+#[derive(Debug)]
+struct Sent {
+    /// Ends with it.
+    _span: Span,
+    /// Of the request that ends with it.
+    ended: Option<Timeline>,
+    is_settled: bool,
 }
 
 /// Of all requests of a partition.
 #[derive(Debug, Default)]
 pub struct Timelines {
     open: HashMap<RequestKey, Timeline>,
-    /// Of each commit that is not acknowledged, the request that ends with it.
-    ending: VecDeque<Option<Timeline>>,
+    sent: VecDeque<Sent>,
 }
 
 impl Timelines {
     /// A commit was decided; on a request that arrived, if it is one.
-    pub fn decided(&mut self, commit: &Commit, arrived: Option<Timeline>, metrics: &ProcessorMetrics) {
+    pub fn decided(&mut self, commit: &Commit, arrived: Option<Timeline>, shell: &Shell, partition: i32) {
         if let Some(arrived) = &arrived {
-            metrics.decided(arrived.waited());
+            shell.metrics.decided(arrived.waited());
         }
-        let key = commit.organization.as_ref().zip(commit.request.as_ref());
-        let key = key.map(|(organization, request)| key_of(organization, &request.request_id));
-        let settles = commit.facts.iter().any(|fact| matches!(fact, Fact::RequestSettled(_)));
-        let ending = match (key, arrived) {
-            (Some(key), _) if settles => self.open.remove(&key),
-            (Some(key), Some(arrived)) if commit.facts.iter().any(|fact| matches!(fact, Fact::AttemptStarted(_))) => {
-                self.open.insert(key, arrived);
-                None
+        let mut sent = Sent { _span: Span::default(), ended: arrived, is_settled: false };
+        if let Some((organization, request)) = commit.organization.as_ref().zip(commit.request.as_ref()) {
+            let key = key_of(organization, &request.request_id);
+            for fact in &commit.facts {
+                match fact {
+                    Fact::AttemptStarted(_) if !self.open.contains_key(&key) => {
+                        let taken_over =
+                            || Timeline::taken_over(trace::take_over(&shell.traces, organization, request));
+                        self.open.insert(key.clone(), sent.ended.take().unwrap_or_else(taken_over));
+                    }
+                    Fact::RequestSettled(settled) => {
+                        sent.ended = self.open.remove(&key);
+                        sent.is_settled = true;
+                        sent.ended.iter_mut().for_each(|of| trace::settled(&mut of.span, settled));
+                    }
+                    Fact::RequestRefused(refused) => {
+                        sent.ended.iter_mut().for_each(|of| of.span.failed(&refused.code));
+                    }
+                    _ => {}
+                }
             }
-            _ => None,
-        };
-        self.ending.push_back(ending);
+            if let Some(of) = sent.ended.as_ref().or_else(|| self.open.get(&key)) {
+                sent._span = trace::commit(&of.span, &shell.topics.journal, partition);
+            }
+        }
+        self.sent.push_back(sent);
     }
 
     /// The oldest commit is acknowledged.
     pub fn acknowledged(&mut self, metrics: &ProcessorMetrics) {
-        if let Some(ended) = self.ending.pop_front().flatten() {
+        let Some(Sent { ended, is_settled, .. }) = self.sent.pop_front() else { return };
+        if let Some(ended) = ended.filter(|of| is_settled && of.is_whole) {
             metrics.added(ended.waited());
         }
     }
 
-    /// A provider is called for the request.
-    pub fn called(&mut self, key: &RequestKey) {
-        if let Some(timeline) = self.open.get_mut(key) {
-            timeline.ours += timeline.since.take().map_or(Duration::ZERO, |since| since.elapsed());
-        }
+    /// A provider is called for the request; gives the call's span.
+    pub fn called(&mut self, call: &ProviderCall, provider: &str) -> Span {
+        let Some(timeline) = self.open.get_mut(&call.key) else { return Span::default() };
+        timeline.ours += timeline.since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        trace::call(&timeline.span, call, provider)
     }
 
     /// The call is over.

@@ -1,13 +1,16 @@
 //! What people see of a running process: logs, metrics, traces, health.
 
+pub mod attribute;
 pub mod health;
 pub mod labels;
 pub mod metrics;
+pub mod trace;
 pub mod values;
 
 use std::io::IsTerminal as _;
 
 pub use metrics::Metrics;
+pub use trace::Traces;
 
 /// Starts logging to standard error: `RUST_LOG` or the given level, JSON lines when `json`.
 pub fn log(json: bool, default_level: &str) {

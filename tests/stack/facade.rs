@@ -65,6 +65,7 @@ async fn start(config: &Config, codec: Arc<Codec>, health: Health) -> Facade {
         publisher: Publisher::new(&config.kafka).unwrap(),
         health,
         metrics: Metrics::default(),
+        traces: <_>::default(),
         listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
         cancel: CancellationToken::new(),
     };

@@ -24,4 +24,5 @@ mod rolling;
 mod slow;
 pub mod stream;
 mod topology;
+mod traces;
 mod usage;

@@ -146,6 +146,7 @@ impl Facade {
                 ..BodyTimes::DEFAULT
             },
             health: health.clone(),
+            traces: Default::default(),
             guard: Guard::register(&telemetry::Metrics::default(), "tollstream_facade"),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
