@@ -65,7 +65,7 @@ pub enum Role {
     Processor,
     /// Journal to usage.
     Projection,
-    /// Usage to ClickHouse.
+    /// Usage, and what else the journal tells, to ClickHouse.
     Sink,
 }
 
@@ -347,5 +347,8 @@ fn spawn_sink(tasks: &mut JoinSet<Result<(), Error>>, shared: &Shared) {
         metrics: shared.metrics.clone(),
         cancel: shared.cancel.clone(),
     };
+    shared.health.missing(sink::events::NAME, STARTING);
+    let events = options.clone();
     tasks.spawn(async move { Ok(sink::run(options).await?) });
+    tasks.spawn(async move { Ok(sink::events::run(events).await?) });
 }

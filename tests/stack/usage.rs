@@ -1,6 +1,7 @@
 //! From the journal to ClickHouse on real engines: whatever stops in between, every posting is one row and every
 //! pico-dollar is there once.
 
+mod events;
 mod guide;
 mod journal;
 pub mod world;
@@ -319,8 +320,14 @@ async fn a_sink_without_clickhouse_holds_two_batches_and_stays_in_its_group() {
     let mut owners = Owners::take(&world).await;
     // Nothing listens on port 1.
     let nowhere = config::ClickHouse { url: "http://127.0.0.1:1".into(), ..world.clickhouse.clone() };
-    let settings =
-        config::Sink { batch_rows: 10, batch_ms: 10, retry_min_ms: 20, retry_max_ms: 100, ..config::Sink::default() };
+    // Batches end by their rows, however slowly those come.
+    let settings = config::Sink {
+        batch_rows: 10,
+        batch_ms: 60_000,
+        retry_min_ms: 20,
+        retry_max_ms: 100,
+        ..config::Sink::default()
+    };
     let cut_off = world.start_sink_with(settings, nowhere).await;
     cut_off.ready().await;
     let projection = world.start_projection().await;
@@ -406,6 +413,49 @@ async fn migrations_are_applied_once_and_never_changed_afterwards() {
     world.client().query_raw(change).execute().await.unwrap();
     let error = migrations::pending(&world.clickhouse).await.unwrap_err().to_string();
     assert!(error.starts_with("migration 1 (usage) was changed"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_earlier_version_goes_forward_with_its_rows() {
+    let world = World::without_tables(&Engines::shared()).await;
+    let all = migrations::migrations();
+    let rows = [
+        (
+            1,
+            "usage",
+            "at, organization, request_id, kind, cost_usd",
+            "now64(3), 'acme', 'r', 'attempt', 0.000000000001",
+        ),
+        (3, "replay_decisions", "run, at, organization, request_id", "'run', now64(3), 'acme', 'r'"),
+        (4, "routing_decisions", "at, organization, request_id, candidate_models", "now64(3), 'acme', 'r', ['m']"),
+        (4, "refusals", "at, organization, request_id, code", "now64(3), 'acme', 'r', 'rate_limit_exceeded'"),
+        (4, "budget_events", "at, organization, request_id, event", "now64(3), 'acme', 'r', 'overdrawn'"),
+    ];
+    for earlier in all {
+        let database = format!("{}_{}", world.clickhouse.database, earlier.number);
+        let config = config::ClickHouse { database: database.clone(), ..world.clickhouse.clone() };
+        let applied = migrations::apply_up_to(&config, earlier.number).await.unwrap();
+        assert_eq!(applied.len() as u32, earlier.number);
+        let client = world.client().with_database(&database);
+        let there = rows.iter().filter(|(since, ..)| *since <= earlier.number);
+        let tables: Vec<&str> = there.clone().map(|(_, table, ..)| *table).collect();
+        for (_, table, columns, values) in there {
+            let insert = format!("INSERT INTO {table} ({columns}) VALUES ({values})");
+            client.query_raw(&insert).execute().await.unwrap();
+        }
+        assert_eq!(migrations::apply(&config).await.unwrap(), all[earlier.number as usize..]);
+        for table in tables {
+            let view = format!("SELECT count() FROM {table}_exact WHERE organization = 'acme' AND request_id = 'r'");
+            assert_eq!(client.query_raw(&view).fetch_one::<u64>().await.unwrap(), 1, "{table} from {}", earlier.number);
+        }
+        let cost = "SELECT assumeNotNull(sum(cost_usd)) FROM usage_exact";
+        assert_eq!(client.query_raw(cost).fetch_one::<i128>().await.unwrap(), 1);
+        let bare = format!(
+            "SELECT concat(table, '.', name) FROM system.columns WHERE database = '{database}' AND comment = '' \
+             AND table IN (SELECT name FROM system.tables WHERE database = '{database}' AND engine != 'View')"
+        );
+        assert_eq!(client.query_raw(&bare).fetch_all::<String>().await.unwrap(), [""; 0], "columns without a comment");
+    }
 }
 
 #[test]
