@@ -10,6 +10,7 @@ pub mod events;
 mod metrics;
 pub mod migrations;
 mod reader;
+pub mod retention;
 mod row;
 mod usage;
 pub mod writer;

@@ -2,7 +2,7 @@
 
 use tollstream::config::Config;
 
-const SECTIONS: [&str; 7] = ["facade", "processor", "sink", "projection", "providers", "kafka", "admin"];
+const SECTIONS: [&str; 8] = ["facade", "processor", "sink", "projection", "providers", "kafka", "clickhouse", "admin"];
 
 fn is_constant(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_uppercase()) && name.chars().all(|c| c.is_ascii_uppercase() || c == '_')

@@ -19,7 +19,7 @@ use tollstream::records::journal::{Entry, JournalRecord, RecordSkipped};
 use tollstream::records::journal::{Fact, InputKind};
 use tollstream::records::usage::UsageRecord;
 use tollstream::records::{Outcome, Topic};
-use tollstream::sink::migrations;
+use tollstream::sink::{migrations, retention};
 use tollstream::stack::Engine;
 
 use journal::{Owners, Posting, commit, ended, organization_of, taken};
@@ -456,6 +456,39 @@ async fn every_earlier_version_goes_forward_with_its_rows() {
         );
         assert_eq!(client.query_raw(&bare).fetch_all::<String>().await.unwrap(), [""; 0], "columns without a comment");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_are_dropped_when_their_days_are_over_and_only_then() {
+    let world = World::new().await;
+    let put = async |age_days: u32| {
+        let insert = format!(
+            "INSERT INTO refusals (at, organization, request_id, code) \
+             VALUES (now64(3) - toIntervalDay({age_days}), 'acme', 'r{age_days}', 'rate_limit_exceeded')"
+        );
+        world.client().query_raw(&insert).execute().await.unwrap();
+    };
+    let kept = async || {
+        world.client().query_raw("OPTIMIZE TABLE refusals FINAL").execute().await.unwrap();
+        world.rows::<String>("SELECT request_id FROM refusals_exact ORDER BY at DESC").await
+    };
+    put(1).await;
+    put(60).await;
+    assert_eq!(retention::pending(&world.clickhouse).await.unwrap(), []);
+    assert_eq!(kept().await, ["r1", "r60"]);
+
+    let mut config = config::ClickHouse { refusals_ttl_days: Some(30), ..world.clickhouse.clone() };
+    let changes = retention::apply(&config).await.unwrap();
+    assert_eq!(changes, [retention::Change { table: "refusals", days: Some(30) }]);
+    assert_eq!(retention::pending(&config).await.unwrap(), []);
+    put(61).await;
+    until("the old rows are gone", async || kept().await == ["r1"]).await;
+
+    config.refusals_ttl_days = None;
+    assert_eq!(retention::apply(&config).await.unwrap(), [retention::Change { table: "refusals", days: None }]);
+    assert_eq!(retention::apply(&config).await.unwrap(), []);
+    put(62).await;
+    assert_eq!(kept().await, ["r1", "r62"]);
 }
 
 #[test]
