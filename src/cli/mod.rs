@@ -10,6 +10,7 @@ pub mod explain;
 pub mod output;
 pub mod policy;
 pub mod providers;
+pub mod query;
 pub mod replay;
 pub mod reprice;
 pub mod run;

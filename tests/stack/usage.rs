@@ -1,6 +1,7 @@
 //! From the journal to ClickHouse on real engines: whatever stops in between, every posting is one row and every
 //! pico-dollar is there once.
 
+mod command;
 mod events;
 mod guide;
 mod journal;
