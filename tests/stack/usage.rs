@@ -5,6 +5,7 @@ mod command;
 mod events;
 mod guide;
 mod journal;
+mod readers;
 pub mod world;
 
 use std::collections::BTreeMap;
