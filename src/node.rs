@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::codec::{self, Codec, Registry};
 use crate::config::Config;
-use crate::facade::{self, Admin, Facade, Guard, Operators, Statements};
+use crate::facade::{self, Admin, Facade, Guard, Operators, Statements, Usage};
 use crate::processor::health::{Board, Deployments};
 use crate::records::Topic;
 use crate::runtime::control::{self, Control};
@@ -136,11 +136,12 @@ impl Node {
             cancel: cancel.clone(),
         };
         deployments::register(&shared.metrics, &shared.deployments);
+        let usage = Arc::new(Usage::new(shared.config.clickhouse.clone()));
         let mut facade = None;
         for role in roles {
             tracing::info!(?role, "starting");
             match role {
-                Role::Facade => facade = Some(start_facade(&shared).await?),
+                Role::Facade => facade = Some(start_facade(&shared, usage.clone()).await?),
                 Role::Processor => spawn_processor(&mut tasks, &shared),
                 Role::Projection => spawn_projection(&mut tasks, &shared),
                 Role::Sink => spawn_sink(&mut tasks, &shared),
@@ -155,6 +156,7 @@ impl Node {
                 writer: ControlWriter::new(shared.config.kafka.clone(), codec.clone(), publisher.clone()),
                 deployments: shared.deployments.clone(),
                 statements: Statements::new(shared.config.kafka.clone(), codec.clone()),
+                usage,
                 key: shared.config.admin.key.clone(),
                 guard: Guard::register(&shared.metrics, "tollstream_admin"),
             },
@@ -277,7 +279,7 @@ async fn partitions(config: &Config) -> Result<u32, Error> {
     }
 }
 
-async fn start_facade(shared: &Shared) -> Result<Facade, Error> {
+async fn start_facade(shared: &Shared, usage: Arc<Usage>) -> Result<Facade, Error> {
     let control = shared.control.clone();
     let facade = Facade::start(facade::Options {
         config: shared.config.facade.clone(),
@@ -290,6 +292,7 @@ async fn start_facade(shared: &Shared) -> Result<Facade, Error> {
         health: shared.health.clone(),
         metrics: shared.metrics.clone(),
         listener: listen(shared.config.facade.listen).await?,
+        usage,
         cancel: shared.cancel.clone(),
     })?;
     Ok(facade)

@@ -40,6 +40,7 @@ mod sse;
 pub mod statements;
 #[cfg(test)]
 mod tests;
+pub mod usage;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -64,6 +65,7 @@ pub use admin::Admin;
 pub use guard::Guard;
 pub use operators::Operators;
 pub use statements::Statements;
+pub use usage::Usage;
 
 /// Gives the control tables as they are now.
 pub type Control = Arc<dyn Fn() -> Arc<Tables> + Send + Sync>;
@@ -105,6 +107,7 @@ pub struct Options {
     pub health: Health,
     pub metrics: Metrics,
     pub listener: TcpListener,
+    pub usage: Arc<Usage>,
     /// Once cancelled, no further request is admitted; [`Facade::stop`] ends those under way.
     pub cancel: CancellationToken,
 }
@@ -174,10 +177,10 @@ impl Facade {
             connections_max: config.requests_max + CONNECTIONS_SPARE,
             stalled_max: config::millis(config.stalled_client_ms),
         };
-        let (control, deadline_grace) = (options.control, DEADLINE_GRACE);
+        let (control, usage, deadline_grace) = (options.control, options.usage, DEADLINE_GRACE);
         let body_times = chat::BodyTimes::DEFAULT;
         let guard = guard::Guard::register(&options.metrics, "tollstream_facade");
-        let app = routes::App { hub: hub.clone(), control, config, deadline_grace, body_times, health, guard };
+        let app = routes::App { hub: hub.clone(), control, config, deadline_grace, body_times, health, guard, usage };
         let app = Arc::new(app);
         let router = routes::router(&routes::ROUTES, app);
         let mut server = JoinSet::new();

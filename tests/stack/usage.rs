@@ -4,6 +4,7 @@
 mod command;
 mod events;
 mod guide;
+mod http;
 mod journal;
 mod readers;
 pub mod world;

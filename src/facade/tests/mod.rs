@@ -145,6 +145,7 @@ impl Facade {
             },
             health: health.clone(),
             guard: Default::default(),
+            usage: fixtures::no_usage(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
