@@ -38,6 +38,8 @@ fn posting() -> AttemptEnded {
         booking: None,
         retry_after_ms: None,
         shortfall: None,
+        saved: None,
+        source: tollstream::records::journal::AttemptSource::Provider,
     }
 }
 

@@ -56,6 +56,11 @@ pub enum Failpoint {
     AfterLetter,
     BeforeRowOffsets,
     AfterRowOffsets,
+    /// journal -> ClickHouse.
+    BeforeEvents,
+    AfterEvents,
+    BeforeEventOffsets,
+    AfterEventOffsets,
     /// HTTP -> requests, responses -> HTTP.
     BeforeRequest,
     AfterRequest,

@@ -50,6 +50,8 @@ enum Command {
     /// The logs as files that outlive the topics: write, check
     #[command(subcommand)]
     Archive(cli::archive::Command),
+    /// Saved queries on ClickHouse: exit code 0 if there are rows, 1 if there are none, 2 if it could not look
+    Query(cli::query::Query),
     /// What the journal's calls would have cost at other prices: exit code 0, 1 if there are none, 2 if it could not look
     Reprice(cli::reprice::Reprice),
     /// API keys
@@ -126,6 +128,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Explain(args) => cli::explain::run(args).await,
         Command::Replay(args) => cli::replay::run(*args).await,
         Command::Archive(args) => cli::archive::run(args).await,
+        Command::Query(args) => cli::query::run(args).await,
         Command::Reprice(args) => cli::reprice::run(args).await,
         Command::Metrics(args) => Ok(cli::metrics::run(args)),
         Command::Demo(args) => cli::traffic::run(args).await,

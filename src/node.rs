@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::codec::{self, Codec, Registry};
 use crate::config::Config;
-use crate::facade::{self, Admin, Facade, Guard, Operators, Statements};
+use crate::facade::{self, Admin, Facade, Guard, Operators, Statements, Usage};
 use crate::processor::health::{Board, Deployments};
 use crate::records::Topic;
 use crate::runtime::control::{self, Control};
@@ -69,7 +69,7 @@ pub enum Role {
     Processor,
     /// Journal to usage.
     Projection,
-    /// Usage to ClickHouse.
+    /// Usage, and what else the journal tells, to ClickHouse.
     Sink,
 }
 
@@ -145,11 +145,12 @@ impl Node {
         };
         register(&shared.metrics, &shared.health, &shared.deployments);
         shared.publisher.measure(&shared.metrics, &shared.config.kafka);
+        let usage = Arc::new(Usage::new(shared.config.clickhouse.clone()));
         let mut facade = None;
         for role in roles {
             tracing::info!(?role, "starting");
             match role {
-                Role::Facade => facade = Some(start_facade(&shared).await?),
+                Role::Facade => facade = Some(start_facade(&shared, usage.clone()).await?),
                 Role::Processor => spawn_processor(&mut tasks, &shared),
                 Role::Projection => spawn_projection(&mut tasks, &shared),
                 Role::Sink => spawn_sink(&mut tasks, &shared),
@@ -164,6 +165,7 @@ impl Node {
                 writer: ControlWriter::new(shared.config.kafka.clone(), codec.clone(), publisher.clone()),
                 deployments: shared.deployments.clone(),
                 statements: Statements::new(shared.config.kafka.clone(), codec.clone()),
+                usage,
                 key: shared.config.admin.key.clone(),
                 guard: Guard::register(&shared.metrics, "tollstream_admin"),
             },
@@ -296,7 +298,7 @@ async fn partitions(config: &Config) -> Result<u32, Error> {
     }
 }
 
-async fn start_facade(shared: &Shared) -> Result<Facade, Error> {
+async fn start_facade(shared: &Shared, usage: Arc<Usage>) -> Result<Facade, Error> {
     let control = shared.control.clone();
     let facade = Facade::start(facade::Options {
         config: shared.config.facade.clone(),
@@ -310,6 +312,7 @@ async fn start_facade(shared: &Shared) -> Result<Facade, Error> {
         metrics: shared.metrics.clone(),
         traces: shared.traces.clone(),
         listener: listen(shared.config.facade.listen).await?,
+        usage,
         cancel: shared.cancel.clone(),
     })?;
     Ok(facade)
@@ -368,5 +371,8 @@ fn spawn_sink(tasks: &mut JoinSet<Result<(), Error>>, shared: &Shared) {
         metrics: shared.metrics.clone(),
         cancel: shared.cancel.clone(),
     };
+    shared.health.missing(sink::events::NAME, STARTING);
+    let events = options.clone();
     tasks.spawn(async move { Ok(sink::run(options).await?) });
+    tasks.spawn(async move { Ok(sink::events::run(events).await?) });
 }

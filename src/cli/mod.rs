@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod output;
 pub mod policy;
 pub mod providers;
+pub mod query;
 pub mod replay;
 pub mod reprice;
 pub mod run;

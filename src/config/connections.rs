@@ -149,6 +149,12 @@ pub struct ClickHouse {
     pub ca_file: Option<PathBuf>,
     /// How long one insert or query may take.
     pub timeout_ms: u64,
+    /// Days after which rows are dropped; default: never. Applied by `topology apply`.
+    pub usage_ttl_days: Option<u32>,
+    pub routing_decisions_ttl_days: Option<u32>,
+    pub refusals_ttl_days: Option<u32>,
+    pub budget_events_ttl_days: Option<u32>,
+    pub replay_decisions_ttl_days: Option<u32>,
 }
 
 impl Default for Kafka {
@@ -190,6 +196,11 @@ impl Default for ClickHouse {
             password: None,
             ca_file: None,
             timeout_ms: 30_000,
+            usage_ttl_days: None,
+            routing_decisions_ttl_days: None,
+            refusals_ttl_days: None,
+            budget_events_ttl_days: None,
+            replay_decisions_ttl_days: None,
         }
     }
 }
@@ -241,6 +252,17 @@ pub(super) fn check(config: &Config) -> Result<(), Error> {
         (None, None, _) | (Some(_), Some(_), None) => {}
     }
     let clickhouse = &config.clickhouse;
+    let kept = [
+        ("clickhouse.usage_ttl_days", clickhouse.usage_ttl_days),
+        ("clickhouse.routing_decisions_ttl_days", clickhouse.routing_decisions_ttl_days),
+        ("clickhouse.refusals_ttl_days", clickhouse.refusals_ttl_days),
+        ("clickhouse.budget_events_ttl_days", clickhouse.budget_events_ttl_days),
+        ("clickhouse.replay_decisions_ttl_days", clickhouse.replay_decisions_ttl_days),
+    ];
+    if let Some((key, _)) = kept.into_iter().find(|(_, days)| *days == Some(0)) {
+        let problem = "must be more than 0; leave it out to keep rows for ever";
+        return Err(Error::Invalid { key, value: "0".into(), problem });
+    }
     check_address("clickhouse.url", &clickhouse.url, "clickhouse.ca_file", clickhouse.ca_file.as_deref())
 }
 

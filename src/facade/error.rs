@@ -60,6 +60,8 @@ pub enum Refusal {
     ControlUnavailable { detail: String },
     #[error("the journal cannot be read now: {detail}")]
     JournalUnreadable { detail: String },
+    #[error("usage cannot be told now: {detail}")]
+    UsageUnavailable { detail: String },
     #[error("an API key does not belong into a URL, where it is logged on the way; send it as `Authorization: Bearer`")]
     KeyInQuery,
     #[error(
@@ -144,7 +146,9 @@ impl Refusal {
             Self::Edit(edit::Refusal::Exists { .. } | edit::Refusal::Conflict { .. } | edit::Refusal::InUse { .. }) => {
                 StatusCode::CONFLICT
             }
-            Self::ControlUnavailable { .. } | Self::JournalUnreadable { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ControlUnavailable { .. } | Self::JournalUnreadable { .. } | Self::UsageUnavailable { .. } => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::OrganizationRequired
             | Self::OrganizationConflict
             | Self::BodyUnreadable
@@ -186,6 +190,7 @@ impl Refusal {
             Self::Edit(edit::Refusal::InUse { .. }) => "in_use",
             Self::ControlUnavailable { .. } => "control_unavailable",
             Self::JournalUnreadable { .. } => "journal_unreadable",
+            Self::UsageUnavailable { .. } => "usage_unavailable",
             Self::OrganizationRequired => "organization_required",
             Self::OrganizationConflict => "organization_conflict",
             Self::OrganizationNotCovered { .. } => "organization_not_covered",

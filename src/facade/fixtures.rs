@@ -1,8 +1,12 @@
 //! Frames and control tables for the tests of this folder.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
+use super::Usage;
+use crate::config::ClickHouse;
 use crate::control::Tables;
 use crate::domain::{PicoUsd, Timestamp};
 use crate::records::Outcome;
@@ -163,4 +167,10 @@ pub fn tables() -> Tables {
         tables.apply(offset, &change).unwrap();
     }
     tables
+}
+
+/// Usage of a ClickHouse that is away: nothing listens on port 1.
+pub fn no_usage() -> Arc<Usage> {
+    let url = "http://127.0.0.1:1".to_owned();
+    Arc::new(Usage::new(ClickHouse { url, ..ClickHouse::default() }))
 }

@@ -41,6 +41,7 @@ pub mod statements;
 #[cfg(test)]
 mod tests;
 mod trace;
+pub mod usage;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -65,6 +66,7 @@ pub use admin::Admin;
 pub use guard::Guard;
 pub use operators::Operators;
 pub use statements::Statements;
+pub use usage::Usage;
 
 /// Gives the control tables as they are now.
 pub type Control = Arc<dyn Fn() -> Arc<Tables> + Send + Sync>;
@@ -107,6 +109,7 @@ pub struct Options {
     pub metrics: Metrics,
     pub traces: Traces,
     pub listener: TcpListener,
+    pub usage: Arc<Usage>,
     /// Once cancelled, no further request is admitted; [`Facade::stop`] ends those under way.
     pub cancel: CancellationToken,
 }
@@ -174,11 +177,22 @@ impl Facade {
             connections_max: config.requests_max + CONNECTIONS_SPARE,
             stalled_max: config::millis(config.stalled_client_ms),
         };
-        let (control, deadline_grace) = (options.control, DEADLINE_GRACE);
+        let (control, usage, deadline_grace) = (options.control, options.usage, DEADLINE_GRACE);
         let body_times = chat::BodyTimes::DEFAULT;
         let guard = guard::Guard::register(&options.metrics, "tollstream_facade");
         let traces = trace::Facade { traces: options.traces, requests, partitions: options.partitions };
-        let app = routes::App { hub: hub.clone(), control, config, deadline_grace, body_times, health, guard, traces };
+        let (hub_of, began) = (hub.clone(), deadline_grace);
+        let app = routes::App {
+            hub: hub_of,
+            control,
+            config,
+            deadline_grace: began,
+            body_times,
+            health,
+            guard,
+            traces,
+            usage,
+        };
         let app = Arc::new(app);
         let router = routes::router(&routes::ROUTES, app);
         let mut server = JoinSet::new();

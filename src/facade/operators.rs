@@ -20,6 +20,7 @@ use super::request;
 use super::routes::Route;
 use super::server::ClientAddress;
 use super::statements::Statements;
+use super::usage::{self, Usage};
 use crate::config::AdminKey;
 use crate::control::Tables;
 use crate::control::document::{self, ADMIN_SCOPE, Object};
@@ -53,6 +54,7 @@ pub struct Operators {
     pub control: Control,
     pub writer: ControlWriter,
     pub statements: Statements,
+    pub usage: Arc<Usage>,
     /// How the deployments do, as this process knows from its own calls.
     pub deployments: Deployments,
     /// The key of the environment.
@@ -60,9 +62,10 @@ pub struct Operators {
     pub guard: Guard,
 }
 
-pub const ROUTES: [Route<Arc<Shared>>; 10] = [
+pub const ROUTES: [Route<Arc<Shared>>; 11] = [
     Route::new("get", "/admin/v1/openapi.json", || get(openapi)),
     Route::new("get", "/admin/v1/providers", || get(providers)),
+    Route::new("get", "/admin/v1/usage", || get(usage::of_operator)),
     Route::new("get", "/admin/v1/{kind}", || get(list)),
     Route::new("post", "/admin/v1/{kind}", || post(create)),
     Route::new("get", "/admin/v1/{kind}/{id}", || get(one)),
@@ -78,7 +81,7 @@ type Answer = Result<(StatusCode, Value, Option<i64>), Refusal>;
 
 impl Operators {
     /// Whether the request comes from an operator, and who that is.
-    fn operator(&self, parts: &Parts) -> Result<String, Refusal> {
+    pub(super) fn operator(&self, parts: &Parts) -> Result<String, Refusal> {
         let from = parts.extensions.get::<ClientAddress>().copied();
         self.guard.admit(from)?;
         self.guard.judge(from, self.known(parts))
@@ -190,7 +193,7 @@ fn page(tables: &Tables, kind: EntityKind, query: &str) -> Answer {
 }
 
 /// The pairs of a query, decoded.
-fn form_urlencoded(query: &str) -> Vec<(String, String)> {
+pub(super) fn form_urlencoded(query: &str) -> Vec<(String, String)> {
     reqwest::Url::parse(&format!("http://query/?{query}"))
         .map(|url| url.query_pairs().map(|(name, value)| (name.into_owned(), value.into_owned())).collect())
         .unwrap_or_default()

@@ -14,7 +14,7 @@ use super::admin;
 use super::error::{self, Refusal};
 use super::guard::Guard;
 use super::hub::Hub;
-use super::{Control, chat, models, request, requests, route, trace};
+use super::{Control, Usage, chat, models, request, requests, route, trace, usage};
 use crate::config;
 use crate::records::responses::ApiError;
 use crate::telemetry::health::Health;
@@ -33,6 +33,7 @@ pub struct App {
     pub health: Health,
     pub guard: Guard,
     pub traces: trace::Facade,
+    pub usage: Arc<Usage>,
 }
 
 /// One method of one path, as `openapi.json` names them.
@@ -50,7 +51,7 @@ impl<S> Route<S> {
     }
 }
 
-pub const ROUTES: [Route<Arc<App>>; 10] = [
+pub const ROUTES: [Route<Arc<App>>; 12] = [
     Route::new("post", "/v1/chat/completions", || post(chat::complete)),
     Route::new("post", "/ai/chat/completions", || post(chat::complete)),
     Route::new("get", "/v1/requests/{id}/events", || get(requests::events)),
@@ -59,6 +60,8 @@ pub const ROUTES: [Route<Arc<App>>; 10] = [
     Route::new("get", "/v1/models", || get(models::list)),
     // Names of models have slashes, which not all clients encode.
     Route { matches: "/v1/models/{*id}", ..Route::new("get", "/v1/models/{id}", || get(models::one)) },
+    Route::new("get", "/v1/usage", || get(usage::of_client)),
+    Route::new("get", "/ai/usage", || get(usage::of_client)),
     Route::new("get", "/health/live", || get(admin::live)),
     Route::new("get", "/health/ready", || get(ready)),
     Route::new("get", "/openapi.json", || get(openapi)),

@@ -4,7 +4,7 @@
 //! are produced again, with the same ids. A journal record that this version does not understand stops its partition: to
 //! skip a fact would lose money silently. Nothing here decides anything; [`usage::usage_of`] says what is produced.
 
-mod checkpoint;
+pub(crate) mod checkpoint;
 mod metrics;
 mod tracker;
 pub mod usage;

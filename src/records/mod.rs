@@ -101,6 +101,17 @@ pub enum Origin {
     Unknown,
 }
 
+impl Origin {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Live => "live",
+            Self::Replay => "replay",
+            Self::Shadow => "shadow",
+        }
+    }
+}
+
 /// How an attempt or a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]

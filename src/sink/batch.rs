@@ -8,21 +8,40 @@ use tokio::time::Instant;
 use crate::codec::{self, Codec};
 use crate::config;
 use crate::domain::Timestamp;
+use crate::projection::checkpoint::Checkpoint;
 use crate::records::dead_letters::{DeadLetter, Source};
-use crate::records::usage::UsageRecord;
-use crate::runtime::member::Received;
+use crate::records::journal::Tenancy;
+use crate::runtime::member::{Position, Received};
 
-/// Rows, dead letters, and the offsets that may be committed when both are acknowledged.
-#[derive(Default)]
-pub struct Batch {
-    rows: Vec<UsageRecord>,
+/// What leads to rows, dead letters, and the offsets that may be committed when both are acknowledged.
+pub struct Batch<T> {
+    items: Vec<T>,
+    rows: usize,
     letters: Vec<Encoded>,
     /// Of the records and dead letters, as they are on their topics.
     bytes: usize,
-    ends: BTreeMap<i32, i64>,
+    ends: BTreeMap<i32, Place>,
     /// Of its records.
     oldest: Option<Timestamp>,
     begun: Option<Instant>,
+}
+
+/// A place between two records of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Of the next record.
+    pub offset: i64,
+    /// Of a partition of the journal.
+    pub tenancy: Option<Tenancy>,
+}
+
+impl Place {
+    fn position(self, partition: i32) -> Position {
+        match self.tenancy {
+            Some(tenancy) => Checkpoint { offset: self.offset, tenancy }.position(partition),
+            None => Position { partition, offset: Some(self.offset), note: String::new() },
+        }
+    }
 }
 
 /// A record that could not be read.
@@ -50,29 +69,38 @@ impl Letter {
     }
 }
 
-impl Batch {
-    /// A record, and what it says.
-    pub fn add(&mut self, record: Received<'_>, row: UsageRecord) {
-        self.reach(record.partition, record.offset);
-        self.bytes += record.payload.len();
-        self.oldest = Some(self.oldest.map_or(record.at, |oldest| oldest.min(record.at)));
-        self.rows.push(row);
+impl<T> Default for Batch<T> {
+    fn default() -> Self {
+        let (items, letters, ends) = (Vec::new(), Vec::new(), BTreeMap::new());
+        Self { items, rows: 0, letters, bytes: 0, ends, oldest: None, begun: None }
+    }
+}
+
+impl<T> Batch<T> {
+    /// What so many rows are made of; its record was written then, and took so many bytes on its topic.
+    pub fn add(&mut self, item: T, rows: usize, (at, bytes): (Timestamp, usize)) {
+        self.oldest = Some(self.oldest.map_or(at, |oldest| oldest.min(at)));
+        self.bytes += bytes;
+        self.rows += rows;
+        self.items.push(item);
     }
 
-    pub fn add_letter(&mut self, partition: i32, offset: i64, letter: Encoded) {
-        self.reach(partition, offset);
+    pub fn add_letter(&mut self, letter: Encoded) {
         self.bytes += letter.payload.len();
         self.letters.push(letter);
     }
 
-    fn reach(&mut self, partition: i32, offset: i64) {
+    /// A partition is read up to there, whatever its last record led to.
+    pub fn reach(&mut self, partition: i32, place: Place) {
         self.begun.get_or_insert_with(Instant::now);
-        let end = self.ends.entry(partition).or_default();
-        *end = (*end).max(offset + 1);
+        let end = self.ends.entry(partition).or_insert(place);
+        if end.offset < place.offset {
+            *end = place;
+        }
     }
 
     pub fn is_full(&self, sink: &config::Sink) -> bool {
-        self.rows.len() + self.letters.len() >= sink.batch_rows || self.bytes >= sink.batch_bytes
+        self.rows + self.letters.len() >= sink.batch_rows || self.bytes >= sink.batch_bytes
     }
 
     /// When the batch is to be written at the latest; `None` when it is empty.
@@ -80,12 +108,16 @@ impl Batch {
         self.begun.map(|begun| begun + after)
     }
 
-    pub fn rows(&self) -> &[UsageRecord] {
-        &self.rows
+    pub fn items(&self) -> &[T] {
+        &self.items
+    }
+
+    pub const fn rows(&self) -> usize {
+        self.rows
     }
 
     /// When its oldest record was written.
-    pub fn oldest(&self) -> Option<Timestamp> {
+    pub const fn oldest(&self) -> Option<Timestamp> {
         self.oldest
     }
 
@@ -93,9 +125,9 @@ impl Batch {
         &self.letters
     }
 
-    /// Of each partition, the offset of the first record after this batch.
-    pub fn ends(&self) -> impl Iterator<Item = (i32, i64)> + '_ {
-        self.ends.iter().map(|(partition, end)| (*partition, *end))
+    /// Of each partition, where reading goes on after this batch.
+    pub fn ends(&self) -> impl Iterator<Item = Position> + '_ {
+        self.ends.iter().map(|(partition, place)| place.position(*partition))
     }
 }
 
@@ -114,31 +146,54 @@ mod tests {
         config::Sink { batch_rows, batch_bytes: 1_000, ..config::Sink::default() }
     }
 
+    fn behind(offset: i64) -> Place {
+        Place { offset: offset + 1, tenancy: None }
+    }
+
     #[test]
     fn an_empty_batch_is_never_due() {
-        let batch = Batch::default();
+        let batch = Batch::<()>::default();
         assert_eq!(batch.due_at(Duration::ZERO), None);
         assert!(!batch.is_full(&settings(1)));
     }
 
     #[test]
     fn a_batch_ends_after_its_last_record_whatever_that_was() {
-        let mut batch = Batch::default();
+        let mut batch = Batch::<()>::default();
         for (partition, offset) in [(1, 7), (1, 6), (0, 3)] {
-            batch.add_letter(partition, offset, Encoded { key: vec![], payload: vec![0; 10] });
+            batch.add_letter(Encoded { key: vec![], payload: vec![0; 10] });
+            batch.reach(partition, behind(offset));
         }
-        assert_eq!(batch.ends().collect::<Vec<_>>(), [(0, 4), (1, 8)]);
+        let ends: Vec<_> = batch.ends().map(|end| (end.partition, end.offset)).collect();
+        assert_eq!(ends, [(0, Some(4)), (1, Some(8))]);
         assert!(batch.is_full(&settings(3)) && !batch.is_full(&settings(4)));
         assert!(batch.due_at(Duration::ZERO).is_some());
     }
 
     #[test]
+    fn a_batch_of_records_that_lead_to_nothing_is_due_and_keeps_the_tenancy() {
+        let mut batch = Batch::<()>::default();
+        let tenancy = Some(Tenancy { tenure: Some(2), next_sequence: 5 });
+        batch.reach(3, Place { offset: 9, tenancy });
+        assert!(batch.due_at(Duration::ZERO).is_some() && !batch.is_full(&settings(1)));
+        assert_eq!(batch.ends().map(|end| end.note).collect::<Vec<_>>(), ["1:2:5"]);
+    }
+
+    #[test]
     fn large_records_fill_a_batch() {
         let mut batch = Batch::default();
-        batch.add_letter(0, 0, Encoded { key: vec![], payload: vec![0; 999] });
+        batch.add((), 1, (Timestamp::from_millis(5), 999));
         assert!(!batch.is_full(&settings(1_000)));
-        batch.add_letter(0, 1, Encoded { key: vec![], payload: vec![0; 1] });
+        batch.add_letter(Encoded { key: vec![], payload: vec![0; 1] });
         assert!(batch.is_full(&settings(1_000)));
+    }
+
+    #[test]
+    fn a_batch_is_counted_by_its_rows() {
+        let mut batch = Batch::default();
+        batch.add((), 3, (Timestamp::from_millis(5), 1));
+        assert!(batch.is_full(&settings(3)) && !batch.is_full(&settings(4)));
+        assert_eq!((batch.rows(), batch.items().len()), (3, 1));
     }
 
     #[test]

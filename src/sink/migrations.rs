@@ -26,11 +26,13 @@ macro_rules! migration {
     };
 }
 
-const MIGRATIONS: [Migration; 4] = [
+const MIGRATIONS: [Migration; 6] = [
     migration!(1, "usage", "0001_usage.sql"),
     migration!(2, "views", "0002_views.sql"),
     migration!(3, "replay", "0003_replay.sql"),
-    migration!(4, "cache", "0004_cache.sql"),
+    migration!(4, "events", "0004_events.sql"),
+    migration!(5, "comments", "0005_comments.sql"),
+    migration!(6, "cache", "0006_cache.sql"),
 ];
 
 /// Where the applied ones are written down, and the database itself. `Atomic` is said explicitly: a server that runs as a
@@ -101,7 +103,16 @@ pub async fn pending(config: &ClickHouse) -> Result<Vec<Migration>, Error> {
 /// # Errors
 /// As [`pending`]; the migrations before the failed one stay applied, and calling again goes on from there.
 pub async fn apply(config: &ClickHouse) -> Result<Vec<Migration>, Error> {
-    let pending = pending(config).await?;
+    apply_up_to(config, u32::MAX).await
+}
+
+/// Applies those that are pending, up to the one of this number, and gives them back.
+///
+/// # Errors
+/// As [`apply`].
+pub async fn apply_up_to(config: &ClickHouse, number: u32) -> Result<Vec<Migration>, Error> {
+    let mut pending = pending(config).await?;
+    pending.retain(|migration| migration.number <= number);
     let client = client(config)?;
     for statement in statements(FOUNDATION, &config.database) {
         bounded(config, "make the database", client.query_raw(&statement).execute()).await?;
@@ -169,10 +180,21 @@ mod tests {
         for migration in migrations() {
             for statement in statements(migration.sql, "somewhere") {
                 let code = statement.lines().find(|line| !line.starts_with("--") && !line.trim().is_empty()).unwrap();
-                let repeatable = ["CREATE TABLE IF NOT EXISTS somewhere.", "CREATE OR REPLACE VIEW somewhere."];
-                let adds = code.starts_with("ALTER TABLE somewhere.")
-                    && statement.lines().filter(|line| line.starts_with("    ")).all(|l| l.contains("IF NOT EXISTS"));
-                assert!(adds || repeatable.iter().any(|start| code.starts_with(start)), "{code}");
+                let repeatable = [
+                    "CREATE TABLE IF NOT EXISTS somewhere.",
+                    "CREATE OR REPLACE VIEW somewhere.",
+                    "ALTER TABLE somewhere.",
+                ];
+                assert!(repeatable.iter().any(|start| code.starts_with(start)), "{code}");
+                // What is said or set twice is the same.
+                let says = |line: &str| {
+                    ["MODIFY COMMENT", "COMMENT COLUMN", "MODIFY SETTING", "ADD COLUMN IF NOT EXISTS"]
+                        .iter()
+                        .any(|s| line.starts_with(s))
+                };
+                let altered =
+                    code.starts_with("ALTER").then(|| statement.lines().skip_while(|line| *line != code).skip(1));
+                assert!(altered.into_iter().flatten().all(|line| says(line.trim())), "{statement}");
             }
         }
     }

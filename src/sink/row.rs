@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use clickhouse::Row;
 use serde::Serialize;
 
+use crate::records::UsageSource;
 use crate::records::usage::{PostingKind, UsageRecord};
-use crate::records::{Origin, UsageSource};
 
-/// Borrows everything from its record. The fields are the columns of `schemas/clickhouse/0001_usage.sql` and `0004_cache.sql`.
+/// Borrows everything from its record. The fields are the columns of `schemas/clickhouse/0001_usage.sql` and `0006_cache.sql`.
 #[derive(Debug, Clone, PartialEq, Row, Serialize)]
 pub struct UsageRow<'a> {
     pub journal_partition: i32,
@@ -90,12 +90,7 @@ impl<'a> From<&'a UsageRecord> for UsageRow<'a> {
             user_tier: record.user_tier.as_deref(),
             tags: &record.tags,
             conversation_id: record.conversation_id.as_ref().map(|id| id.as_str()),
-            origin: match record.origin {
-                Origin::Unknown => "unknown",
-                Origin::Live => "live",
-                Origin::Replay => "replay",
-                Origin::Shadow => "shadow",
-            },
+            origin: record.origin.as_str(),
             traceparent: record.traceparent.as_deref(),
             stream: record.stream,
             requested_model: record.requested_model.as_ref().map(|name| name.as_str()),

@@ -4,6 +4,7 @@
 //! client has none, and the time between tries grows to a limit.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clickhouse::Client;
@@ -13,19 +14,17 @@ use hyper_util::rt::TokioExecutor;
 use tokio::time::Instant;
 
 use super::batch::{Batch, Encoded};
+use super::condition::Condition;
 use super::metrics::Counters;
-use super::row::UsageRow;
-use super::{Error, NAME, Options};
+use super::reader::{Moment, Source};
+use super::{Error, Options};
 use crate::config::{self, millis};
 use crate::failpoint::{Failpoint, reached};
 use crate::records::Topic;
 use crate::runtime::kafka;
 use crate::runtime::publisher::{self, Deliveries, Outgoing, Publisher};
-use crate::telemetry::health::Health;
 use crate::tls;
 
-/// The table of the rows.
-const TABLE: &str = "usage";
 /// librdkafka chooses the partition by the key.
 const PARTITION_BY_KEY: i32 = -1;
 /// ClickHouse closes a connection that idles for 3 s; ours must go first.
@@ -40,7 +39,7 @@ pub struct Writer {
     sink: config::Sink,
     publisher: Publisher,
     dead_letters: String,
-    health: Health,
+    condition: Arc<Condition>,
     counters: Counters,
 }
 
@@ -89,7 +88,7 @@ pub async fn bounded<T>(
 }
 
 impl Writer {
-    pub fn new(options: &Options, counters: Counters) -> Result<Self, Error> {
+    pub fn new(options: &Options, condition: Arc<Condition>, counters: Counters) -> Result<Self, Error> {
         let client = client(&options.clickhouse)?
             .with_database(&options.clickhouse.database)
             // A batch after an outage may span many months, each of which is a partition.
@@ -102,27 +101,29 @@ impl Writer {
             sink: options.sink.clone(),
             publisher: options.publisher.clone(),
             dead_letters: kafka::topic_name(&options.kafka, Topic::DeadLetters),
-            health: options.health.clone(),
+            condition,
             counters,
         })
     }
 
     /// Returns when all of the batch is acknowledged.
-    pub async fn write(&self, batch: &Batch) {
+    pub async fn write<S: Source>(&self, batch: &Batch<S::Item>) {
         let begun = Instant::now();
         let (mut tried, mut slow) = (0_u32, false);
-        while let Err(error) = self.insert_telling(batch, &mut slow).await {
-            self.failed(&error, batch, begun);
+        while let Err(error) = self.insert_telling::<S>(batch, &mut slow).await {
+            self.failed(&error, batch.rows(), begun);
             // A new table may have other columns.
             self.client.clear_cached_metadata().await;
             tokio::time::sleep(self.wait(tried)).await;
             tried = tried.saturating_add(1);
         }
         if tried > 0 || slow {
-            tracing::info!(rows = batch.rows().len(), tries = tried + 1, "clickhouse takes rows again");
-            self.health.ready(NAME);
+            tracing::info!(rows = batch.rows(), tries = tried + 1, "clickhouse takes rows again");
+            self.condition.writing();
         }
-        self.counters.insert_seconds.observe(begun.elapsed().as_secs_f64());
+        if batch.rows() > 0 {
+            self.counters.insert_seconds.observe(begun.elapsed().as_secs_f64());
+        }
         for letter in batch.letters() {
             let mut tried = 0;
             while let Err(error) = self.put_aside(letter).await {
@@ -134,32 +135,25 @@ impl Writer {
     }
 
     /// Inserts, and says so when ClickHouse takes long for it: it may hang, which only its time-out would tell.
-    async fn insert_telling(&self, batch: &Batch, slow: &mut bool) -> Result<(), Error> {
-        let mut insert = std::pin::pin!(self.insert(batch));
+    async fn insert_telling<S: Source>(&self, batch: &Batch<S::Item>, slow: &mut bool) -> Result<(), Error> {
+        let mut insert = std::pin::pin!(self.insert::<S>(batch));
         if let Ok(inserted) = tokio::time::timeout(SLOW_AFTER, insert.as_mut()).await {
             return inserted;
         }
         *slow = true;
-        let (rows, seconds) = (batch.rows().len(), SLOW_AFTER.as_secs());
+        let (rows, seconds) = (batch.rows(), SLOW_AFTER.as_secs());
         tracing::warn!(rows, seconds, "clickhouse has not taken rows yet");
-        self.health.degraded(NAME, format!("clickhouse has not taken {rows} rows for {seconds} s"));
+        self.condition.not_writing(format!("clickhouse has not taken {rows} rows for {seconds} s"));
         insert.await
     }
 
-    async fn insert(&self, batch: &Batch) -> Result<(), Error> {
-        if batch.rows().is_empty() {
+    async fn insert<S: Source>(&self, batch: &Batch<S::Item>) -> Result<(), Error> {
+        if batch.items().is_empty() {
             return Ok(());
         }
-        let call = async {
-            let mut insert = self.client.insert::<UsageRow<'_>>(TABLE).await?;
-            for record in batch.rows() {
-                insert.write(&UsageRow::from(record)).await?;
-            }
-            insert.end().await
-        };
-        reached(Failpoint::BeforeInsert);
-        bounded(&self.clickhouse, "take rows", call).await?;
-        reached(Failpoint::AfterInsert);
+        S::pass(Moment::BeforeInsert);
+        bounded(&self.clickhouse, "take rows", S::insert(&self.client, batch.items())).await?;
+        S::pass(Moment::AfterInsert);
         Ok(())
     }
 
@@ -185,10 +179,10 @@ impl Writer {
         millis(grown.min(self.sink.retry_max_ms.max(self.sink.retry_min_ms)))
     }
 
-    fn failed(&self, error: &Error, batch: &Batch, begun: Instant) {
+    fn failed(&self, error: &Error, rows: usize, begun: Instant) {
         self.counters.failures.inc();
-        let (rows, seconds) = (batch.rows().len(), begun.elapsed().as_secs());
+        let seconds = begun.elapsed().as_secs();
         tracing::warn!(rows, seconds, %error, "rows are not written yet; they are kept and tried again");
-        self.health.degraded(NAME, format!("{rows} rows wait for {seconds} s: {error}"));
+        self.condition.not_writing(format!("{rows} rows wait for {seconds} s: {error}"));
     }
 }

@@ -19,7 +19,7 @@ use crate::records::Topic;
 use crate::runtime::control_log::{self, ControlLog};
 use crate::runtime::kafka;
 use crate::runtime::publisher::{self, Publisher};
-use crate::sink::migrations;
+use crate::sink::{migrations, retention};
 
 /// Who changes control, as its records say.
 const ACTOR: &str = "tollstream topology apply";
@@ -120,7 +120,11 @@ async fn observe(config: &Config) -> Result<Observed, Error> {
         observed.control = log.tables().clone();
         observed.deleted = log.deleted().clone();
     }
-    observed.migrations = clickhouse_step(config, false).await?;
+    let failed = |error: crate::sink::Error| Error::ClickHouse(error.to_string());
+    let migrations = migrations::pending(&config.clickhouse).await.map_err(failed)?;
+    observed.migrations = migrations.iter().map(|m| format!("{:04}_{}", m.number, m.name)).collect();
+    let retentions = retention::pending(&config.clickhouse).await.map_err(failed)?;
+    observed.retentions = retentions.iter().map(ToString::to_string).collect();
     Ok(observed)
 }
 
@@ -170,7 +174,9 @@ pub async fn apply(config: &Config, plan: Plan) -> Result<Report, Error> {
                 puts.push(edit::Wanted::put(id, entity.clone(), *expected_version));
             }
             Step::Migrate => {
-                clickhouse_step(config, true).await?;
+                let failed = |error: crate::sink::Error| Error::ClickHouse(error.to_string());
+                migrations::apply(&config.clickhouse).await.map_err(failed)?;
+                retention::apply(&config.clickhouse).await.map_err(failed)?;
             }
         }
     }
@@ -192,14 +198,4 @@ async fn seed(config: &Config, registry: Registry, puts: Vec<edit::Wanted>) -> R
     let outcomes = log.write(&publisher, puts, ACTOR).await?;
     let conflicts = names.into_iter().zip(outcomes).filter(|(_, outcome)| matches!(outcome, Change::Conflict { .. }));
     Ok(conflicts.map(|(name, _)| name).collect())
-}
-
-/// ClickHouse's pending migrations by name; applies them when asked to.
-async fn clickhouse_step(config: &Config, apply: bool) -> Result<Vec<String>, Error> {
-    let failed = |error: crate::sink::Error| Error::ClickHouse(error.to_string());
-    let found = match apply {
-        true => migrations::apply(&config.clickhouse).await.map_err(failed)?,
-        false => migrations::pending(&config.clickhouse).await.map_err(failed)?,
-    };
-    Ok(found.iter().map(|migration| format!("{:04}_{}", migration.number, migration.name)).collect())
 }

@@ -51,6 +51,8 @@ pub struct Observed {
     pub deleted: BTreeSet<(EntityKind, String)>,
     /// Names of ClickHouse's pending migrations, in order.
     pub migrations: Vec<String>,
+    /// Tables of ClickHouse that keep their rows longer or shorter than the configuration says, and what it says.
+    pub retentions: Vec<String>,
 }
 
 /// What is wanted, beside the topology.
@@ -187,6 +189,11 @@ pub fn plan(topology: &Topology, wanted: Wanted<'_>, observed: &Observed) -> Pla
         // Migrations run together and in order, with the first of them.
         let step = (index == 0).then_some(Step::Migrate);
         let item = Item { kind: "migration", name: name.clone(), action: Action::Create, detail: String::new(), step };
+        plan.items.push(item);
+    }
+    for (index, name) in observed.retentions.iter().enumerate() {
+        let step = (index == 0 && observed.migrations.is_empty()).then_some(Step::Migrate);
+        let item = Item { kind: "retention", name: name.clone(), action: Action::Change, detail: String::new(), step };
         plan.items.push(item);
     }
     plan
@@ -375,6 +382,25 @@ mod tests {
         let second = plan(&topology, WANTED, &applied(&topology));
         assert!(second.nothing_to_do(), "{second:?}");
         assert_eq!(second.count(Action::Unchanged), second.items.len());
+    }
+
+    #[test]
+    fn another_retention_is_one_step_and_goes_with_the_migrations() {
+        let topology = topology();
+        let mut observed = applied(&topology);
+        observed.retentions = vec!["usage for 30 days".into(), "refusals for ever".into()];
+        let steps = |observed: &Observed| {
+            let plan = plan(&topology, WANTED, observed);
+            assert_eq!(plan.items.iter().filter(|item| item.kind == "retention").count(), 2);
+            plan.items
+                .into_iter()
+                .filter(|item| item.step == Some(Step::Migrate))
+                .map(|item| item.kind)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(steps(&observed), ["retention"]);
+        observed.migrations = vec!["0001".into()];
+        assert_eq!(steps(&observed), ["migration"]);
     }
 
     #[test]

@@ -5,7 +5,8 @@ mod monitoring;
 
 use tollstream::config::Config;
 
-const SECTIONS: [&str; 8] = ["facade", "processor", "sink", "projection", "providers", "kafka", "admin", "telemetry"];
+const SECTIONS: [&str; 10] =
+    ["facade", "processor", "cache", "sink", "projection", "providers", "kafka", "clickhouse", "admin", "telemetry"];
 
 fn is_constant(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_uppercase()) && name.chars().all(|c| c.is_ascii_uppercase() || c == '_')

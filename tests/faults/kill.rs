@@ -23,7 +23,7 @@ const OTHER: &str = "org_elsewhere";
 const FACADE_PARTITION: i32 = 0;
 
 /// Those that lie at a promise; the others are in the full suite.
-const SHORT: [Failpoint; 9] = [
+const SHORT: [Failpoint; 10] = [
     Failpoint::BeforeCommit,
     Failpoint::CommitAcknowledged,
     Failpoint::AfterCall,
@@ -33,6 +33,7 @@ const SHORT: [Failpoint; 9] = [
     Failpoint::DisposalAcknowledged,
     Failpoint::UsageAcknowledged,
     Failpoint::AfterInsert,
+    Failpoint::AfterEvents,
 ];
 
 /// Few enough that every gateway keeps checkpoints, and begins behind one.
@@ -53,6 +54,7 @@ const fn passing(point: Failpoint) -> u32 {
         BeforeOffsets | AfterOffsets | BeforeUsageOffsets | AfterUsageOffsets => 1,
         BeforeUsage | AfterUsage | UsageAcknowledged => 3,
         BeforeInsert | AfterInsert | BeforeLetter | AfterLetter | BeforeRowOffsets | AfterRowOffsets => 1,
+        BeforeEvents | AfterEvents | BeforeEventOffsets | AfterEventOffsets => 1,
         BeforeRequest | AfterRequest | RequestAcknowledged | FrameReceived | PartitionReplayed => 1,
     }
 }

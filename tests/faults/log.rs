@@ -146,6 +146,8 @@ pub struct Journal {
     /// Postings that must be in ClickHouse, and their money.
     pub postings: u64,
     pub cost: i128,
+    /// Facts that must be in ClickHouse, by their table.
+    pub events: BTreeMap<&'static str, u64>,
     /// What is posted on each account, and when; every organization that had a request admitted has one.
     pub accounts: BTreeMap<Holder, Vec<(Timestamp, PicoUsd)>>,
     /// Refusals for want of money by an owner that had followed another one.
@@ -227,6 +229,15 @@ impl Fold for Journal {
             return;
         }
         for fact in commit.facts {
+            let table = match &fact {
+                Fact::RequestRouted(_) => Some("routing_decisions"),
+                Fact::RequestRefused(_) => Some("refusals"),
+                Fact::Overdrawn(_) | Fact::ThresholdCrossed(_) => Some("budget_events"),
+                _ => None,
+            };
+            if let Some(table) = table {
+                *self.events.entry(table).or_default() += 1;
+            }
             match &fact {
                 Fact::AttemptEnded(posting) => self.book(&holder, commit.at, posting),
                 Fact::OrphanPosted(orphan) => self.book(&holder, commit.at, &orphan.posting),

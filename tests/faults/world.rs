@@ -303,6 +303,16 @@ impl World {
         let cost: PicoUsd = row["cost"].as_str().unwrap_or("0").parse().expect("dollars");
         let found = (row["postings"].as_str().expect("a count").parse(), cost.to_long().map(i128::from));
         assert_eq!(found, (Ok(journal.postings), Some(journal.cost)));
+        for (table, expected) in &journal.events {
+            let query =
+                format!("SELECT toString(count()) AS rows FROM {}.{table}_exact", self.config.clickhouse.database);
+            let rows = eventually("all facts", async || {
+                let rows: u64 = rows_at(&url, &query).await.pop()?["rows"].as_str()?.parse().ok()?;
+                (rows >= *expected).then_some(rows)
+            })
+            .await;
+            assert_eq!(rows, *expected, "{table}");
+        }
     }
 
     /// The invariants hold on the logs, and on their sums in ClickHouse, where rows are; returns the report.

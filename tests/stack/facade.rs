@@ -13,7 +13,7 @@ use tollstream::codec::{Codec, Registry};
 use tollstream::config::Config;
 use tollstream::control::Tables;
 use tollstream::domain::Timestamp;
-use tollstream::facade::{Facade, Options};
+use tollstream::facade::{Facade, Options, Usage};
 use tollstream::records::control::{ControlRecord, Key, Organization};
 use tollstream::records::requests::{Chat, Request, RequestRecord};
 use tollstream::records::responses::{Content, Frame, FrameBody, ResponseRecord, Terminal};
@@ -67,6 +67,7 @@ async fn start(config: &Config, codec: Arc<Codec>, health: Health) -> Facade {
         metrics: Metrics::default(),
         traces: <_>::default(),
         listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        usage: Arc::new(Usage::new(config.clickhouse.clone())),
         cancel: CancellationToken::new(),
     };
     Facade::start(options).unwrap()

@@ -112,6 +112,20 @@ impl OwnEngines {
         let folder = data.path().join("kafka/server.d");
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("test.properties"), kafka_properties).unwrap();
+        Self::start_in(data, ports).await
+    }
+
+    /// With further users of ClickHouse's.
+    pub async fn start_with_users(users: &str) -> Self {
+        tollstream::tls::install_provider();
+        let data = tempfile::tempdir().unwrap();
+        let folder = data.path().join("clickhouse/etc/users.d");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("readers.xml"), users).unwrap();
+        Self::start_in(data, Ports::free().unwrap()).await
+    }
+
+    async fn start_in(data: tempfile::TempDir, ports: Ports) -> Self {
         let mut options = tollstream::stack::Options::new(data.path()).unwrap();
         options.ports = ports;
         let running = tollstream::stack::up(options, &Progress::Quiet).await.unwrap();

@@ -46,7 +46,7 @@ async fn a_process_is_not_ready_before_its_roles_have_said_how_they_are() {
     let node = Node::start(config, &[Role::Processor, Role::Projection, Role::Sink]).await.expect("a node");
     // From the moment on at which its health can be asked.
     let known: Vec<&str> = node.health.components().into_keys().collect();
-    assert!(["processor", "projection", "sink"].iter().all(|role| known.contains(role)), "{known:?}");
+    assert!(["processor", "projection", "sink", "events"].iter().all(|role| known.contains(role)), "{known:?}");
     assert!(!node.health.serves());
     node.stop().await.expect("a clean stop");
 }

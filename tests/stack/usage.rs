@@ -1,8 +1,12 @@
 //! From the journal to ClickHouse on real engines: whatever stops in between, every posting is one row and every
 //! pico-dollar is there once.
 
+mod command;
+mod events;
 mod guide;
+mod http;
 mod journal;
+mod readers;
 pub mod world;
 
 use std::collections::BTreeMap;
@@ -18,7 +22,7 @@ use tollstream::records::journal::{Entry, JournalRecord, RecordSkipped};
 use tollstream::records::journal::{Fact, InputKind};
 use tollstream::records::usage::UsageRecord;
 use tollstream::records::{Outcome, Topic};
-use tollstream::sink::migrations;
+use tollstream::sink::{migrations, retention};
 use tollstream::stack::Engine;
 
 use journal::{Owners, Posting, commit, ended, organization_of, taken};
@@ -319,8 +323,14 @@ async fn a_sink_without_clickhouse_holds_two_batches_and_stays_in_its_group() {
     let mut owners = Owners::take(&world).await;
     // Nothing listens on port 1.
     let nowhere = config::ClickHouse { url: "http://127.0.0.1:1".into(), ..world.clickhouse.clone() };
-    let settings =
-        config::Sink { batch_rows: 10, batch_ms: 10, retry_min_ms: 20, retry_max_ms: 100, ..config::Sink::default() };
+    // Batches end by their rows, however slowly those come.
+    let settings = config::Sink {
+        batch_rows: 10,
+        batch_ms: 60_000,
+        retry_min_ms: 20,
+        retry_max_ms: 100,
+        ..config::Sink::default()
+    };
     let cut_off = world.start_sink_with(settings, nowhere).await;
     cut_off.ready().await;
     let projection = world.start_projection().await;
@@ -406,6 +416,82 @@ async fn migrations_are_applied_once_and_never_changed_afterwards() {
     world.client().query_raw(change).execute().await.unwrap();
     let error = migrations::pending(&world.clickhouse).await.unwrap_err().to_string();
     assert!(error.starts_with("migration 1 (usage) was changed"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_earlier_version_goes_forward_with_its_rows() {
+    let world = World::without_tables(&Engines::shared()).await;
+    let all = migrations::migrations();
+    let rows = [
+        (
+            1,
+            "usage",
+            "at, organization, request_id, kind, cost_usd",
+            "now64(3), 'acme', 'r', 'attempt', 0.000000000001",
+        ),
+        (3, "replay_decisions", "run, at, organization, request_id", "'run', now64(3), 'acme', 'r'"),
+        (4, "routing_decisions", "at, organization, request_id, candidate_models", "now64(3), 'acme', 'r', ['m']"),
+        (4, "refusals", "at, organization, request_id, code", "now64(3), 'acme', 'r', 'rate_limit_exceeded'"),
+        (4, "budget_events", "at, organization, request_id, event", "now64(3), 'acme', 'r', 'overdrawn'"),
+    ];
+    for earlier in all {
+        let database = format!("{}_{}", world.clickhouse.database, earlier.number);
+        let config = config::ClickHouse { database: database.clone(), ..world.clickhouse.clone() };
+        let applied = migrations::apply_up_to(&config, earlier.number).await.unwrap();
+        assert_eq!(applied.len() as u32, earlier.number);
+        let client = world.client().with_database(&database);
+        let there = rows.iter().filter(|(since, ..)| *since <= earlier.number);
+        let tables: Vec<&str> = there.clone().map(|(_, table, ..)| *table).collect();
+        for (_, table, columns, values) in there {
+            let insert = format!("INSERT INTO {table} ({columns}) VALUES ({values})");
+            client.query_raw(&insert).execute().await.unwrap();
+        }
+        assert_eq!(migrations::apply(&config).await.unwrap(), all[earlier.number as usize..]);
+        for table in tables {
+            let view = format!("SELECT count() FROM {table}_exact WHERE organization = 'acme' AND request_id = 'r'");
+            assert_eq!(client.query_raw(&view).fetch_one::<u64>().await.unwrap(), 1, "{table} from {}", earlier.number);
+        }
+        let cost = "SELECT assumeNotNull(sum(cost_usd)) FROM usage_exact";
+        assert_eq!(client.query_raw(cost).fetch_one::<i128>().await.unwrap(), 1);
+        let bare = format!(
+            "SELECT concat(table, '.', name) FROM system.columns WHERE database = '{database}' AND comment = '' \
+             AND table IN (SELECT name FROM system.tables WHERE database = '{database}' AND engine != 'View')"
+        );
+        assert_eq!(client.query_raw(&bare).fetch_all::<String>().await.unwrap(), [""; 0], "columns without a comment");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_are_dropped_when_their_days_are_over_and_only_then() {
+    let world = World::new().await;
+    let put = async |age_days: u32| {
+        let insert = format!(
+            "INSERT INTO refusals (at, organization, request_id, code) \
+             VALUES (now64(3) - toIntervalDay({age_days}), 'acme', 'r{age_days}', 'rate_limit_exceeded')"
+        );
+        world.client().query_raw(&insert).execute().await.unwrap();
+    };
+    let kept = async || {
+        world.client().query_raw("OPTIMIZE TABLE refusals FINAL").execute().await.unwrap();
+        world.rows::<String>("SELECT request_id FROM refusals_exact ORDER BY at DESC").await
+    };
+    put(1).await;
+    put(60).await;
+    assert_eq!(retention::pending(&world.clickhouse).await.unwrap(), []);
+    assert_eq!(kept().await, ["r1", "r60"]);
+
+    let mut config = config::ClickHouse { refusals_ttl_days: Some(30), ..world.clickhouse.clone() };
+    let changes = retention::apply(&config).await.unwrap();
+    assert_eq!(changes, [retention::Change { table: "refusals", days: Some(30) }]);
+    assert_eq!(retention::pending(&config).await.unwrap(), []);
+    put(61).await;
+    until("the old rows are gone", async || kept().await == ["r1"]).await;
+
+    config.refusals_ttl_days = None;
+    assert_eq!(retention::apply(&config).await.unwrap(), [retention::Change { table: "refusals", days: None }]);
+    assert_eq!(retention::apply(&config).await.unwrap(), []);
+    put(62).await;
+    assert_eq!(kept().await, ["r1", "r62"]);
 }
 
 #[test]

@@ -1,6 +1,13 @@
--- What did routing save, against sending every request that was routed by a policy to one model? Its prices are the
--- parameters, in dollars per million tokens. What failed attempts cost is on our side of the account; a request of which
--- anything is unknown is left out of both sides, and counted.
+-- What did routing save, against sending every request that was routed by a policy to one model?
+-- @organization: who pays
+-- @input_usd: price of the one model, in dollars per million input tokens
+-- @cached_input_usd: of cached input tokens
+-- @cache_write_usd: of input tokens that are written to a cache
+-- @output_usd: of output tokens
+-- @from_day = today-30: first day, UTC
+-- @until_day = today+1: first day that is not counted
+-- What failed attempts cost is on our side of the account; a request of which anything is unknown is left out of both
+-- sides, and counted.
 WITH answered AS
 (
     SELECT

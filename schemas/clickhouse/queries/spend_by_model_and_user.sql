@@ -1,4 +1,6 @@
 -- What did one organization spend on one day, on which models, and who spent it?
+-- @organization: who pays
+-- @day = today-1: UTC
 SELECT
     u.model AS model,
     u.key_id AS key_id,

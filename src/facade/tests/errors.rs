@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::*;
-use fixtures::{KEY, PAUSED_KEY, SERVICE_KEY};
+use fixtures::{KEY, MODELS_KEY, PAUSED_KEY, SERVICE_KEY};
 use tokio::io::AsyncReadExt as _;
 
 const INVALID: &str = "invalid_request_error";
@@ -50,6 +50,17 @@ async fn what_is_not_well_formed_or_not_allowed_is_refused_and_sends_nothing() {
         (facade.client.get(facade.url("/v1/requests/%ff/events")).bearer_auth(KEY), 400, "invalid_value", INVALID),
         (facade.client.post(facade.url("/v1/requests/%ff/cancel")).bearer_auth(KEY), 400, "invalid_value", INVALID),
         (facade.client.post(facade.url("/v1/requests/%ff/cancel")), 401, "invalid_api_key", INVALID),
+        (facade.client.get(facade.url("/v1/usage")), 401, "invalid_api_key", INVALID),
+        (facade.client.get(facade.url("/v1/usage")).bearer_auth(MODELS_KEY), 403, "insufficient_scope", PERMISSION),
+        (facade.client.get(facade.url("/v1/usage?group_by=team")).bearer_auth(KEY), 400, "invalid_value", INVALID),
+        (
+            facade.client.get(facade.url("/v1/usage")).bearer_auth(KEY).header("x-tollstream-organization", "globex"),
+            403,
+            "organization_not_covered",
+            PERMISSION,
+        ),
+        (facade.client.get(facade.url("/v1/usage")).bearer_auth(SERVICE_KEY), 400, "organization_required", INVALID),
+        (facade.client.get(facade.url("/ai/usage")).bearer_auth(KEY), 503, "usage_unavailable", SERVER),
     ];
     for (line, (request, status, code, r#type)) in table.into_iter().enumerate() {
         let error = error_of(request.send().await.unwrap()).await;

@@ -148,6 +148,7 @@ impl Facade {
             health: health.clone(),
             traces: Default::default(),
             guard: Guard::register(&telemetry::Metrics::default(), "tollstream_facade"),
+            usage: fixtures::no_usage(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -25,6 +25,7 @@ pub fn of(tables: Tables, key: Option<&str>) -> Operators {
         writer: ControlWriter::new(kafka.clone(), codec.clone(), publisher),
         deployments: Default::default(),
         statements: Statements::new(kafka, codec),
+        usage: fixtures::no_usage(),
         key: key.map(|key| AdminKey::of_secret(key).unwrap()),
         guard: Guard::register(&telemetry::Metrics::default(), "tollstream_admin"),
     }

@@ -1,11 +1,15 @@
 //! `docs/analytics.md` on a day that was made up: its queries run, and give what it says.
 
 use tollstream::domain::{
-    DeploymentId, KeyId, ModelName, OrganizationId, PicoUsd, PolicyName, Price, RequestId, Timestamp, TokenUsage,
-    UserId,
+    ConversationId, DeploymentId, KeyId, ModelName, OrganizationId, PicoUsd, PolicyName, Price, RequestId, Timestamp,
+    TokenUsage, UserId,
 };
 use tollstream::records::usage::{PostingKind, UsageRecord};
 use tollstream::records::{Origin, Outcome, Topic, UsageSource};
+
+use jiff::civil::{Date, date};
+use tollstream::config;
+use tollstream::queries;
 
 use super::world::{World, until};
 
@@ -36,7 +40,7 @@ fn posting(number: u64, kind: PostingKind, user: &str, key: &str) -> UsageRecord
         user: Some(UserId::parse(user).unwrap()),
         user_tier: None,
         tags: [("team".to_owned(), "support".to_owned())].into(),
-        conversation_id: None,
+        conversation_id: Some(ConversationId::parse(&format!("conversation-{}", number / 4)).unwrap()),
         origin: Origin::Live,
         traceparent: None,
         stream: true,
@@ -130,51 +134,102 @@ fn a_day() -> Vec<UsageRecord> {
     day
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_queries_of_the_guide_give_what_it_says() {
+/// What else the journal told of that day.
+const EVENTS: [&str; 3] = [
+    "INSERT INTO refusals (journal_offset, at, organization, request_id, origin, key_id, user, requested_model, code, status, \
+     `limit`, input_tokens) SELECT 1000 + number, toDateTime64('2026-11-22 08:17:00', 3, 'UTC') + toIntervalMinute(number), \
+     'acme', concat('request-', toString(17 + number)), 'live', 'key-batch', 'linus', 'auto', \
+     ['rate_limit_exceeded', 'insufficient_quota'][1 + number % 2], 429, \
+     ['key.requests_per_minute', 'organization.month'][1 + number % 2], 900 + 100 * number FROM numbers(3)",
+    "INSERT INTO routing_decisions (journal_offset, at, organization, request_id, origin, intent, intent_source, \
+     confidence_permille, score, tier, candidate_models, candidate_deployments, candidate_tiers, escalation, input_tokens) \
+     SELECT number, toDateTime64('2026-11-22 08:00:00', 3, 'UTC') + toIntervalMinute(number), 'acme', \
+     concat('request-', toString(number)), 'live', ['faq', 'complex_question'][1 + number % 2], 'classified', 700 + number, \
+     number % 5, 2 + number % 2, [['claude-haiku-4-5', 'claude-sonnet-4-6'][1 + number % 2], 'claude-opus-4-6'], ['a', 'b'], \
+     [2 + number % 2, 4], number = 23, if(number = 23, NULL, 400 + 37 * number) FROM numbers(24)",
+    "INSERT INTO budget_events (journal_offset, at, organization, request_id, origin, event, account, period, percent, \
+     budget_usd, posted_usd) VALUES (2000, toDateTime64('2026-11-22 08:21:00', 3, 'UTC'), 'acme', 'request-21', 'live', \
+     'threshold_crossed', 'organization', 'month', 50, 0.2, 0.1)",
+];
+
+/// How the guide asks each query.
+const ASKED: [(&str, &str); 12] = [
+    ("cost", "by=tag from_day=2026-11-22 until_day=2026-11-23"),
+    ("spend_by_model_and_user", "organization=acme day=2026-11-22"),
+    ("top_spenders", "from_day=2026-11-22 until_day=2026-11-23"),
+    ("cost_per_conversation", "from_day=2026-11-22 until_day=2026-11-23"),
+    (
+        "savings_against_one_model",
+        "organization=acme from_day=2026-11-22 until_day=2026-11-23 input_usd=5 cached_input_usd=0.5 cache_write_usd=6.25 \
+         output_usd=25",
+    ),
+    (
+        "cost_at_other_prices",
+        "model=claude-opus-4-6 from_day=2026-11-22 until_day=2026-11-23 input_usd=4 cached_input_usd=0.4 \
+         cache_write_usd=5 output_usd=20",
+    ),
+    ("budget_burn_down", "organization=acme month=2026-11-01"),
+    ("latency_by_deployment", "from_day=2026-11-22 until_day=2026-11-23"),
+    ("error_rates", "from_day=2026-11-22 until_day=2026-11-23"),
+    ("errors_and_slow_answers", "from_day=2026-11-22 until_day=2026-11-23 slow_ms=250"),
+    ("refusals_by_limit", "from_day=2026-11-22 until_day=2026-11-23"),
+    ("routing_by_intent", "from_day=2026-11-22 until_day=2026-11-23"),
+];
+
+const TODAY: Date = date(2026, 11, 28);
+
+/// The day in a world of its own, every row of it twice, which nothing has merged.
+pub async fn world_of_the_day() -> World {
     let mut world = World::new().await;
+    for table in ["usage", "refusals", "routing_decisions", "budget_events"] {
+        world.client().query_raw(&format!("SYSTEM STOP MERGES {table}")).execute().await.unwrap();
+    }
     let day = a_day();
-    for posting in &day {
+    for posting in day.iter().chain(&day) {
         let mut payload = Vec::new();
         world.codec.encode(posting, &mut payload).unwrap();
         world.put(Topic::Usage, 0, "acme", &payload).await;
     }
-    let sink = world.start_sink().await;
-    until("the day is written", async || world.number("SELECT count() FROM usage_exact").await == day.len() as u64)
-        .await;
-    let guide = include_str!("../../../docs/analytics.md");
-    let queries = [
-        (
-            include_str!("../../../schemas/clickhouse/queries/spend_by_model_and_user.sql"),
-            vec![("organization", "acme"), ("day", "2026-11-22")],
-        ),
-        (
-            include_str!("../../../schemas/clickhouse/queries/savings_against_one_model.sql"),
-            vec![
-                ("organization", "acme"),
-                ("from_day", "2026-11-22"),
-                ("until_day", "2026-11-23"),
-                ("input_usd", "5"),
-                ("cached_input_usd", "0.5"),
-                ("cache_write_usd", "6.25"),
-                ("output_usd", "25"),
-            ],
-        ),
-        (
-            include_str!("../../../schemas/clickhouse/queries/errors_and_slow_answers.sql"),
-            vec![("from_day", "2026-11-22"), ("until_day", "2026-11-23"), ("slow_ms", "250")],
-        ),
-    ];
-    for (sql, parameters) in queries {
-        let mut query = world.client().query_raw(sql);
-        for (name, value) in &parameters {
-            query = query.param(name, value);
-            let shown = format!("param_{name}={value}");
-            assert!(guide.contains(&shown), "the guide does not show {shown}");
-        }
-        let answer = query.fetch_bytes("Markdown").unwrap().collect().await.unwrap();
-        let answer = String::from_utf8(answer.to_vec()).unwrap();
-        assert!(guide.contains(&answer), "the guide does not show this answer:\n{sql}\n{answer}");
+    for insert in EVENTS.iter().chain(&EVENTS) {
+        world.client().query_raw(insert).execute().await.unwrap();
     }
+    let settings = config::Sink { batch_rows: 20, ..config::Sink::default() };
+    let sink = world.start_sink_with(settings, world.clickhouse.clone()).await;
+    until("the day is written twice", async || sink.counter("tollstream_sink_rows") == 2 * day.len() as u64).await;
     sink.stop().await;
+    world
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_queries_of_the_guide_give_what_it_says() {
+    let world = world_of_the_day().await;
+    assert!(world.number("SELECT count() FROM usage").await > a_day().len() as u64, "nothing is there twice");
+    assert!(world.number("SELECT uniqExact(_part) FROM usage").await > 1);
+    let guide = include_str!("../../../docs/analytics.md");
+    let mut asked: Vec<&str> = ASKED.iter().map(|(name, _)| *name).collect();
+    asked.sort_unstable();
+    assert_eq!(asked, queries::all().iter().map(|query| query.name).collect::<Vec<_>>());
+    let mut missing = String::new();
+    for (name, parameters) in ASKED {
+        let query = queries::find(name).unwrap();
+        let pairs: Vec<(&str, &str)> =
+            parameters.split_whitespace().map(|pair| pair.split_once('=').unwrap()).collect();
+        let given = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let mut ask = world.client().query_raw(query.sql);
+        for (name, value) in query.values(&given, TODAY).unwrap() {
+            ask = ask.param(name, value);
+        }
+        let answer = ask.fetch_bytes("Markdown").unwrap().collect().await.unwrap();
+        let answer = String::from_utf8(answer.to_vec()).unwrap();
+        let mut command = format!("tollstream query {name}");
+        for (name, value) in pairs {
+            command += &format!(" --param {name}={value}");
+        }
+        for shown in [command, answer] {
+            if !guide.contains(&shown) {
+                missing += &format!("{name}:\n{shown}\n");
+            }
+        }
+    }
+    assert!(missing.is_empty(), "the guide does not show this:\n{missing}");
 }

@@ -8,8 +8,8 @@ use tollstream::domain::{
     DeploymentId, KeyId, ModelName, OrganizationId, PicoUsd, PolicyName, RequestId, Timestamp, TokenUsage, UserId,
 };
 use tollstream::records::journal::{
-    AttemptEnded, Commit, Entry, Fact, InputKind, JournalRecord, OwnershipTaken, RequestContext, RequestRefused,
-    RequestSettled,
+    Account, AttemptEnded, Candidate, Commit, Entry, Fact, InputKind, IntentSource, JournalRecord, Overdrawn,
+    OwnershipTaken, Period, RequestContext, RequestRefused, RequestRouted, RequestSettled, ThresholdCrossed, Tiering,
 };
 use tollstream::records::{Origin, Outcome, Topic, UsageSource};
 
@@ -41,13 +41,18 @@ struct Tenure {
 pub struct Owners {
     tenures: Vec<Tenure>,
     pub postings: Vec<Posting>,
+    /// Facts that have a table of their own: the table, and the fact's place.
+    pub events: Vec<Event>,
     requests: u64,
 }
+
+/// A fact that must be a row of a table: partition, offset and index.
+pub type Event = (&'static str, i32, i64, i32);
 
 impl Owners {
     /// Takes all partitions.
     pub async fn take(world: &World) -> Self {
-        let mut owners = Self { tenures: Vec::new(), postings: Vec::new(), requests: 0 };
+        let mut owners = Self { tenures: Vec::new(), postings: Vec::new(), events: Vec::new(), requests: 0 };
         for partition in 0..PARTITIONS {
             let id = append(world, partition, taken()).await;
             owners.tenures.push(Tenure { id, next_sequence: 0 });
@@ -62,7 +67,7 @@ impl Owners {
         self.tenures[partition as usize] = Tenure { id, next_sequence: 0 };
         let organization = organization_of(partition);
         for late in 0..3 {
-            let facts = vec![ended(1, 7, Outcome::Completed, Some(999_999))];
+            let facts = vec![routed(7), refused(), ended(1, 7, Outcome::Completed, Some(999_999)), crossed(7)];
             let sequence = former.next_sequence + late;
             append(world, partition, commit(&organization, "late", former.id, sequence, 0, facts)).await;
         }
@@ -77,14 +82,7 @@ impl Owners {
         let cost = 1_000_000_000_000_000_001 + (number as i128) * 333_333_333;
         match number % 5 {
             0 => {
-                let facts = vec![Fact::RequestRefused(RequestRefused {
-                    code: "rate_limited".into(),
-                    status: 429,
-                    told: None,
-                    features: None,
-                    limit: None,
-                })];
-                self.effective(world, &organization, facts).await;
+                self.effective(world, &organization, vec![refused()]).await;
             }
             1 => {
                 self.effective(world, &organization, vec![ended(1, number, Outcome::Failed, None)]).await;
@@ -93,14 +91,21 @@ impl Owners {
             }
             2 => {
                 let facts = vec![
+                    routed(number),
                     ended(1, number, Outcome::Failed, Some(0)),
                     ended(2, number + 1, Outcome::Failed, Some(cost)),
+                    overdrawn(number),
                     settled(Outcome::Failed, 2),
                 ];
                 self.effective(world, &organization, facts).await;
             }
             _ => {
-                let facts = vec![ended(1, number, Outcome::Completed, Some(cost)), settled(Outcome::Completed, 1)];
+                let facts = vec![
+                    routed(number),
+                    ended(1, number, Outcome::Completed, Some(cost)),
+                    settled(Outcome::Completed, 1),
+                    crossed(number),
+                ];
                 self.effective(world, &organization, facts).await;
             }
         }
@@ -130,6 +135,13 @@ impl Owners {
             append(world, partition, entry).await;
         }
         for (index, fact) in (0..).zip(&facts) {
+            let table = match fact {
+                Fact::RequestRouted(_) => Some("routing_decisions"),
+                Fact::RequestRefused(_) => Some("refusals"),
+                Fact::Overdrawn(_) | Fact::ThresholdCrossed(_) => Some("budget_events"),
+                _ => None,
+            };
+            self.events.extend(table.map(|table| (table, partition, offset, index)));
             let (model, cost) = match fact {
                 Fact::AttemptEnded(ended) => (Some(ended.model.to_string()), ended.cost_pico_usd.map(PicoUsd::get)),
                 Fact::RequestRefused(_) => (None, Some(0)),
@@ -238,6 +250,50 @@ pub fn ended(attempt: u32, model: u64, outcome: Outcome, cost: Option<i128>) -> 
         saved: None,
         source: tollstream::records::journal::AttemptSource::Provider,
     }))
+}
+
+fn refused() -> Fact {
+    Fact::RequestRefused(RequestRefused {
+        code: "rate_limit_exceeded".into(),
+        status: 429,
+        told: None,
+        features: None,
+        limit: Some("key.requests_per_minute".into()),
+    })
+}
+
+fn routed(number: u64) -> Fact {
+    let candidates = (0..3).map(|tier| Candidate {
+        model: ModelName::parse(MODELS[tier]).unwrap(),
+        deployment: DeploymentId::parse(&format!("deployment-{tier}")).unwrap(),
+        tier: tier as u8 + 1,
+    });
+    Fact::RequestRouted(Arc::new(RequestRouted {
+        candidates: candidates.collect(),
+        max_attempts: 3,
+        reasons: vec!["tier by intent".into()],
+        tiering: Some(Tiering {
+            intent: Some("faq".into()),
+            intent_source: IntentSource::Classified,
+            confidence_permille: Some((number % 1_000) as u16),
+            score: None,
+            tier: 1,
+        }),
+    }))
+}
+
+fn overdrawn(number: u64) -> Fact {
+    Fact::Overdrawn(Overdrawn { attempt: 2, amount_pico_usd: PicoUsd::new(1 + i128::from(number)) })
+}
+
+fn crossed(number: u64) -> Fact {
+    Fact::ThresholdCrossed(ThresholdCrossed {
+        account: Account::Organization,
+        period: Period::Month,
+        percent: 80,
+        limit_pico_usd: PicoUsd::new(5_000_000_000_000_000),
+        posted_pico_usd: PicoUsd::new(4_000_000_000_000_001 + i128::from(number)),
+    })
 }
 
 fn settled(outcome: Outcome, attempts: u32) -> Fact {

@@ -140,22 +140,40 @@ impl World {
     }
 
     pub async fn start_sink_with(&mut self, settings: config::Sink, clickhouse: config::ClickHouse) -> Role {
-        let (codec, health, metrics, cancel) =
-            (self.new_codec().await, Health::default(), Metrics::default(), <_>::default());
-        let options = sink::Options {
+        let options = self.sink_options(settings, clickhouse).await;
+        let (health, metrics, cancel) = (options.health.clone(), options.metrics.clone(), options.cancel.clone());
+        let task = self.roles.spawn(async move { sink::run(options).await.unwrap() });
+        Role::started(health, metrics, cancel, task).await
+    }
+
+    /// The sink that reads the journal itself.
+    pub async fn start_events(&mut self, clickhouse: config::ClickHouse) -> Role {
+        let settings = config::Sink {
+            batch_rows: 50,
+            batch_ms: 20,
+            retry_min_ms: 20,
+            retry_max_ms: 200,
+            ..config::Sink::default()
+        };
+        let options = self.sink_options(settings, clickhouse).await;
+        let (health, metrics, cancel) = (options.health.clone(), options.metrics.clone(), options.cancel.clone());
+        let task = self.roles.spawn(async move { sink::events::run(options).await.unwrap() });
+        Role::started(health, metrics, cancel, task).await
+    }
+
+    async fn sink_options(&self, settings: config::Sink, clickhouse: config::ClickHouse) -> sink::Options {
+        sink::Options {
             kafka: self.kafka.clone(),
             instance: "test".into(),
             sink: settings,
             clickhouse,
             dead_letter_bytes_max: 1_000,
-            codec,
+            codec: self.new_codec().await,
             publisher: Publisher::new(&self.kafka).unwrap(),
-            health: Health::clone(&health),
-            metrics: Metrics::clone(&metrics),
-            cancel: CancellationToken::clone(&cancel),
-        };
-        let task = self.roles.spawn(async move { sink::run(options).await.unwrap() });
-        Role::started(health, metrics, cancel, task).await
+            health: Health::default(),
+            metrics: Metrics::default(),
+            cancel: CancellationToken::new(),
+        }
     }
 
     pub fn client(&self) -> Client {
