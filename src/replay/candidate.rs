@@ -85,7 +85,10 @@ fn candidate(asked: &Asked, tables: &Tables) -> Result<Candidate, Error> {
                 let (file, known) = (document.file.clone(), known(tables, kind));
                 return Err(Error::Unknown { file, kind, id, known });
             }
-            overrides.insert((kind, id), entity);
+            if overrides.insert((kind, id.clone()), entity).is_some() {
+                let problem = format!("{} {id} is in more than one of its files", kind.name());
+                return Err(Error::Broken { name: asked.name.clone(), problem });
+            }
         }
     }
     let put = |((_, id), entity): (&(EntityKind, String), &Entity)| {

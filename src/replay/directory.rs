@@ -171,10 +171,12 @@ impl Directory {
         &self.path
     }
 
-    /// The reports of a partition that is done.
+    /// The reports of a partition that is done, and whose rows are there.
     pub fn partition<R: DeserializeOwned>(&self, partition: i32) -> Result<Option<R>, Error> {
         let name = of_partition(partition, "json");
-        if self.path.join(&name).is_file() { self.read(&name).map(Some) } else { Ok(None) }
+        let is_there =
+            [of_partition(partition, "avro"), name.clone()].iter().all(|name| self.path.join(name).is_file());
+        if is_there { self.read(&name).map(Some) } else { Ok(None) }
     }
 
     /// Says that a partition is done.

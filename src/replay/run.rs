@@ -87,6 +87,11 @@ fn hint(archive: Option<&str>) -> String {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Spec {
     pub version: String,
+    #[serde(default)]
+    pub mode: Mode,
+    /// Its rows are in ClickHouse, too.
+    #[serde(default)]
+    pub with_clickhouse: bool,
     /// `None`: from the topics.
     pub archive: Option<String>,
     pub candidates: Vec<Asked>,
@@ -104,6 +109,19 @@ pub struct Spec {
     pub control: i64,
 }
 
+/// What a run does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Decides again.
+    #[default]
+    Decide,
+    /// Really calls providers, too.
+    Live,
+    /// Follows the running system, and cannot be gone on with.
+    Shadow,
+}
+
 /// What is told of, as it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct FilterSpec {
@@ -118,7 +136,9 @@ impl Spec {
     /// In what two runs differ that were asked for; where the logs ended is none of it.
     pub fn differs(&self, other: &Self) -> Option<&'static str> {
         let range = |of: &Self| (of.asked.clone(), of.offsets.clone(), of.last, of.organizations.clone());
-        let tests: [(&str, bool); 5] = [
+        let tests: [(&str, bool); 7] = [
+            ("another mode", self.mode != other.mode),
+            ("--no-clickhouse, or not, as now", self.with_clickhouse != other.with_clickhouse),
             ("another source", self.archive != other.archive),
             ("another version of this program", self.version != other.version),
             ("other candidates", self.candidates != other.candidates),

@@ -36,7 +36,7 @@ use crate::replay::log::Log;
 use crate::replay::page;
 use crate::replay::partition::Candidate;
 use crate::replay::report::Report;
-use crate::replay::run::{Destination, FilterSpec, LAST_MAX, Nowhere, Run, Spec};
+use crate::replay::run::{self, Destination, FilterSpec, LAST_MAX, Nowhere, Run, Spec};
 use crate::runtime::clock;
 
 /// Largest file of a candidate, in bytes.
@@ -479,6 +479,12 @@ fn spec(arguments: &Arguments) -> anyhow::Result<Spec> {
     }
     Ok(Spec {
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        mode: match arguments.mode {
+            Mode::Decide => run::Mode::Decide,
+            Mode::Live => run::Mode::Live,
+            Mode::Shadow => run::Mode::Shadow,
+        },
+        with_clickhouse: !arguments.no_clickhouse,
         archive: arguments.archive.clone(),
         asked: format!("{:?} {:?}", arguments.from, arguments.until),
         candidates: candidates(arguments)?,

@@ -12,6 +12,7 @@ use crate::domain::PicoUsd;
 use crate::explain::tell::usd;
 use crate::replay::directory::{Directory, RunName};
 use crate::replay::report::{Group, Latency, Report};
+use crate::replay::run::{Mode, Spec};
 
 /// Organizations that are shown at the most, the dearest ones.
 const ORGANIZATIONS_SHOWN: usize = 20;
@@ -20,10 +21,13 @@ const ORGANIZATIONS_SHOWN: usize = 20;
 pub(super) fn again(arguments: &ReportArguments) -> anyhow::Result<ExitCode> {
     let directory = Directory::open(&arguments.dir, &arguments.run)?;
     let Some(reports) = directory.report::<Vec<Report>>()? else {
-        anyhow::bail!(
-            "run {} was broken off; go on with it by the same command, with --resume",
-            arguments.run.as_str()
-        );
+        let name = arguments.run.as_str();
+        if directory.spec::<Spec>()?.mode == Mode::Shadow {
+            anyhow::bail!(
+                "shadow run {name} has not come to its end; a shadow run is not gone on with, begin another one"
+            );
+        }
+        anyhow::bail!("run {name} was broken off; go on with it by the same command, with --resume");
     };
     match arguments.json {
         true => output::line(&describe(arguments.run.as_str(), &reports).to_string()),
