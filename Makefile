@@ -2,6 +2,8 @@
 CARGO ?= cargo
 PROFILE ?= ci
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+# The tests on the engines wait more than they work.
+TEST_THREADS ?= 3
 TOLLSTREAM := $(TARGET)/$(PROFILE)/tollstream
 
 # Where `make test-faults` notes what is finished.
@@ -19,7 +21,7 @@ down:
 
 ## Everything that must hold: formatting, lints, unit tests, tests on the real engines, documentation, topology.
 test: test-prerequisites lint
-	$(CARGO) test --profile $(PROFILE) --features failpoints
+	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --profile $(PROFILE) --features failpoints
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --profile $(PROFILE) --no-deps --quiet
 	$(TOLLSTREAM) topology check
 

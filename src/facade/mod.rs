@@ -181,18 +181,9 @@ impl Facade {
         let body_times = chat::BodyTimes::DEFAULT;
         let guard = guard::Guard::register(&options.metrics, "tollstream_facade");
         let traces = trace::Facade { traces: options.traces, requests, partitions: options.partitions };
-        let (hub_of, began) = (hub.clone(), deadline_grace);
-        let app = routes::App {
-            hub: hub_of,
-            control,
-            config,
-            deadline_grace: began,
-            body_times,
-            health,
-            guard,
-            traces,
-            usage,
-        };
+        let hub_of_app = hub.clone();
+        let app =
+            routes::App { hub: hub_of_app, control, config, deadline_grace, body_times, health, guard, traces, usage };
         let app = Arc::new(app);
         let router = routes::router(&routes::ROUTES, app);
         let mut server = JoinSet::new();

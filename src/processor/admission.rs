@@ -39,7 +39,7 @@ pub(super) struct Arrival<'a> {
     pub chat: &'a Chat,
     /// Keyed hash of the body.
     pub fingerprint: Option<&'a str>,
-    pub cache: Option<cache::Wanted<'a>>,
+    pub cache: Option<&'a cache::Wanted<'a>>,
 }
 
 /// What is seen on the way to a decision, and told whatever that is.
@@ -191,7 +191,7 @@ fn admit(
     }
     let asker = Asker { organization: &chat.organization, key: chat.key_id.as_ref() };
     let books = state.ledger.books(asker.organization);
-    let looked = arrival.cache.as_ref().and_then(|wanted| {
+    let looked = arrival.cache.and_then(|wanted| {
         let under = (context.control, &terms, context.at);
         let who = cache::who_answers(request.policy.as_ref(), &route);
         cache::look_up(&state.cache, &chat.organization, wanted, &who, under)

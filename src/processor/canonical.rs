@@ -30,8 +30,8 @@ const NOT_OF_THE_ANSWER: [&str; 13] = [
 pub fn write(body: &[u8], out: &mut impl Write) -> io::Result<()> {
     let members: serde_json::Map<String, Value> = serde_json::from_slice(body)?;
     let counts = |(name, value): &(&String, &Value)| match name.as_str() {
-        "n" => **value != Value::from(1) && !value.is_null(),
-        "logprobs" => **value != Value::from(false) && !value.is_null(),
+        "n" => value.as_u64() != Some(1) && !value.is_null(),
+        "logprobs" => value.as_bool() != Some(false) && !value.is_null(),
         name => !NOT_OF_THE_ANSWER.contains(&name) && !value.is_null(),
     };
     let mut members: Vec<(&String, &Value)> = members.iter().filter(counts).collect();

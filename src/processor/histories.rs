@@ -330,7 +330,7 @@ impl World {
                     let bodies = Bodies::Recorded { is_lost: self.random.one_in(8) };
                     Wanted { content: Fingerprint::new(self.random.below(3).into()), directives, bodies }
                 });
-                let chat = &chat;
+                let (chat, cache) = (&chat, cache.as_ref());
                 self.decide(owner, &Input::Chat { source_offset, received_at, chat, content, fingerprint, cache });
             }
             Asked::Cancel(cancel) => {

@@ -68,7 +68,7 @@ pub enum Input<'a> {
         /// Keyed hash of the body.
         fingerprint: Option<String>,
         /// `None`: the cache is nothing for it.
-        cache: Option<cache::Wanted<'a>>,
+        cache: Option<&'a cache::Wanted<'a>>,
     },
     Cancel {
         source_offset: i64,

@@ -95,8 +95,8 @@ impl Asked {
             features: self.features,
             spoken: Box::default(),
         };
-        let Self { source_offset, received_at, ref chat, ref fingerprint, cache, .. } = *self;
-        let fingerprint = fingerprint.clone();
+        let Self { source_offset, received_at, ref chat, ref fingerprint, ref cache, .. } = *self;
+        let (fingerprint, cache) = (fingerprint.clone(), cache.as_ref());
         Input::Chat { source_offset, received_at, chat, content: Ok(content), fingerprint, cache }
     }
 }

@@ -119,10 +119,9 @@ impl Calls {
         tenure: i64,
         call: ProviderCall,
         body: Bytes,
-        flight: Option<Arc<Flight>>,
+        (flight, mut span): (Option<Arc<Flight>>, Span),
         cancelled: CancellationToken,
         reports: mpsc::Sender<Report>,
-        mut span: Span,
     ) {
         let delay = Duration::from_millis(call.delay_ms);
         let (started, timeout) = (Instant::now() + delay, call.deadline_at.since(clock::now().plus(delay)));

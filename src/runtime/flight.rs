@@ -138,8 +138,6 @@ impl Flight {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     fn event(text: &'static str) -> Bytes {
@@ -148,15 +146,11 @@ mod tests {
 
     #[tokio::test]
     async fn who_follows_gets_all_of_it_whenever_it_comes() {
-        let flight = Arc::new(Flight::new(&Room::new(100), 50));
+        let flight = Flight::new(&Room::new(100), 50);
         flight.push(&event("one"));
         assert_eq!(flight.next(0).await, Next::Events(vec![event("one")]));
-        let waiting = tokio::task::spawn({
-            let flight = flight.clone();
-            async move { flight.next(1).await }
-        });
-        flight.push(&event("two"));
-        assert_eq!(waiting.await.unwrap(), Next::Events(vec![event("two")]));
+        let (next, ()) = tokio::join!(flight.next(1), async { flight.push(&event("two")) });
+        assert_eq!(next, Next::Events(vec![event("two")]));
         assert_eq!(flight.complete(Summary::default(), None), Some(6));
         let end = End::Completed { summary: Summary::default(), body: None };
         assert_eq!(flight.next(2).await, Next::End(end.clone()));

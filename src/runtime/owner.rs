@@ -619,6 +619,7 @@ impl Owner {
         let shelf = shell.shelf.clone();
         let wanted = |(content, directives)| Wanted { content, directives, bodies: Bodies::Live(&shelf) };
         let (fingerprint, cache) = (Some(fingerprint), cache.map(wanted));
+        let cache = cache.as_ref();
         let input = Input::Chat { source_offset, received_at, chat, content, fingerprint, cache };
         self.decide(shell, &input, received_at, Some(&chat.body))
     }
@@ -863,7 +864,7 @@ impl Owner {
             Arc::clone(flight)
         });
         let (tenure, reports) = (self.tenure.id(), shell.reports.clone());
-        let running = Arc::clone(&shell.calls).run(tenure, call, body, flight, cancel.clone(), reports, span);
+        let running = Arc::clone(&shell.calls).run(tenure, call, body, (flight, span), cancel.clone(), reports);
         let abort = shell.tasks.spawn(running);
         self.calls.insert(key, CallHandle { cancel, abort });
         Ok(())

@@ -34,7 +34,7 @@ impl Driver {
     fn wants_with(&mut self, chat: &Chat, wanted: Wanted<'_>) -> (Vec<Fact>, Vec<Command>) {
         self.offset += 1;
         let (source_offset, received_at, content) = (self.offset, self.now, content::read(&chat.body));
-        let cache = Some(wanted);
+        let cache = Some(&wanted);
         self.decide(&Input::Chat { source_offset, received_at, chat, content, fingerprint: None, cache })
     }
 
