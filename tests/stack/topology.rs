@@ -142,7 +142,7 @@ async fn another_number_of_partitions_is_refused() {
     let options = Options { partitions: Some(8), ..Options::laptop().expect("options") };
     let refused = apply::run(&config, &options).await;
     let Err(Error::Refused(refusals)) = refused else { panic!("{refused:?}") };
-    assert!(refusals.iter().all(|r| r.why.contains("--partitions 4")) && refusals.len() == 6, "{refusals:?}");
+    assert!(refusals.iter().all(|r| r.why.contains("--partitions 4")) && refusals.len() == 7, "{refusals:?}");
 }
 
 #[tokio::test]
