@@ -257,7 +257,8 @@ fn summary(report: &Report, elapsed: Duration) -> String {
         counts.admitted + counts.refused + counts.cancels + counts.duplicates + counts.set_aside + counts.purges;
     format!(
         "{} partitions: {} commits of {} tenures ({} ineffective), {} frames\n\
-         {decided} records decided: {} admitted ({} settled, {} open), {} refused, {} cancels, {} duplicates, {} set aside; \
+         {decided} records decided: {} admitted ({} settled, {} open), {} refused, {} cancels, {} duplicates, {} set aside, \
+         {} purges of caches; \
          {} waiting{aside}\n\
          {} postings not projected yet, {rows}{foreign}\n{} in {:.1} s, {:.0} commits/s",
         report.partitions,
@@ -272,6 +273,7 @@ fn summary(report: &Report, elapsed: Duration) -> String {
         counts.cancels,
         counts.duplicates,
         counts.set_aside,
+        counts.purges,
         report.waiting,
         report.lag.not_projected,
         verdict(report.findings.verdict()),

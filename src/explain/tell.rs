@@ -6,7 +6,7 @@ use super::Story;
 use crate::domain::{PicoUsd, Timestamp, TokenUsage};
 use crate::records::UsageSource;
 use crate::records::journal::{
-    Account, AttemptEnded, AttemptStarted, CacheLookedUp, Candidate, Fact, Features, LimitCharge, LimitScope, Period,
+    AttemptEnded, AttemptStarted, CacheLookedUp, Candidate, Fact, Features, LimitCharge, LimitScope, Period,
     RequestAdmitted, RequestRouted, RequestSettled,
 };
 
@@ -95,7 +95,7 @@ fn told(fact: &Fact, at: Timestamp) -> (&'static str, String) {
             format!(
                 "{} % of the {} of its {}: {} of {}",
                 crossed.percent,
-                account(crossed.account),
+                crossed.account.as_str(),
                 period(crossed.period),
                 usd(crossed.posted_pico_usd),
                 usd(crossed.limit_pico_usd)
@@ -167,7 +167,7 @@ fn route(routed: &RequestRouted) -> String {
 
 fn start(started: &AttemptStarted) -> String {
     let reserved = started.reservation.as_ref().map(|reservation| {
-        let accounts = reservation.accounts.iter().map(|a| account(*a)).collect::<Vec<_>>().join(" and ");
+        let accounts = reservation.accounts.iter().map(|account| account.as_str()).collect::<Vec<_>>().join(" and ");
         let cap = reservation.output_cap.map_or_else(String::new, |cap| format!(", told a cap of {cap}"));
         format!(
             "reserved {} of {accounts} ({} input and {} output tokens{cap})",
@@ -255,14 +255,6 @@ const fn source(source: UsageSource) -> &'static str {
         UsageSource::Estimated => "estimated",
         UsageSource::None => "nothing was used",
         UsageSource::Unknown => "of unknown source",
-    }
-}
-
-const fn account(account: Account) -> &'static str {
-    match account {
-        Account::Organization => "organization",
-        Account::Key => "key",
-        Account::Unknown => "unknown",
     }
 }
 

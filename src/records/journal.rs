@@ -663,6 +663,16 @@ pub enum Account {
     Unknown,
 }
 
+impl Account {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Organization => "organization",
+            Self::Key => "key",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// Money that is set aside for an attempt, on all of its accounts: what it costs in the worst case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reservation {

@@ -5,7 +5,7 @@ use clickhouse::{Client, Row};
 use serde::Serialize;
 
 use crate::domain::OrganizationId;
-use crate::records::journal::{Account, Commit, Fact, Features, IntentSource, Period, RequestContext};
+use crate::records::journal::{Commit, Fact, Features, IntentSource, Period, RequestContext};
 
 /// A fact, and what its commit says about it.
 struct Place<'a> {
@@ -214,7 +214,7 @@ tables! {
         }
         ThresholdCrossed(place, crossed) => {
             event: "threshold_crossed",
-            account: Some(account(crossed.account)),
+            account: Some(crossed.account.as_str()),
             period: Some(period(crossed.period)),
             percent: Some(crossed.percent),
             budget_usd: Some(crossed.limit_pico_usd.get()),
@@ -242,14 +242,6 @@ const fn intent_source(source: IntentSource) -> &'static str {
     }
 }
 
-const fn account(account: Account) -> &'static str {
-    match account {
-        Account::Organization => "organization",
-        Account::Key => "key",
-        Account::Unknown => "unknown",
-    }
-}
-
 const fn period(period: Period) -> &'static str {
     match period {
         Period::Day => "day",
@@ -266,7 +258,8 @@ pub mod tests {
     use crate::domain::{DeploymentId, ModelName, PicoUsd, PolicyName, RequestId, Timestamp};
     use crate::records::Origin;
     use crate::records::journal::{
-        Candidate, InputKind, Overdrawn, RequestAdmitted, RequestRefused, RequestRouted, ThresholdCrossed, Tiering,
+        Account, Candidate, InputKind, Overdrawn, RequestAdmitted, RequestRefused, RequestRouted, ThresholdCrossed,
+        Tiering,
     };
 
     pub fn commit(tenure: i64, sequence: i64, facts: Vec<Fact>) -> Commit {
