@@ -15,7 +15,7 @@ use bytes::Bytes;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use sha2::{Digest as _, Sha256};
 use tollstream::archive::container::{Archived, Writing};
-use tollstream::archive::{FileEntry, Manifest, range_name};
+use tollstream::archive::{FileEntry, Manifest, file_name, range_name};
 use tollstream::codec::{Codec, Registry};
 use tollstream::config::Config;
 use tollstream::control::Tables;
@@ -234,7 +234,7 @@ fn archive(directory: &str, records: &[ControlRecord], journals: &[Vec<Entry>]) 
     let mut manifest = Manifest::default();
     let mut put = |topic: Topic, partition: i32, start: usize, records: u64, bytes: Vec<u8>| {
         let end = start as i64 + records as i64;
-        let file = format!("{}/{partition:04}/{start:012}-{end:012}.avro", topic.name());
+        let file = file_name(topic, partition, &(start as i64..end));
         let path = root.join(&file);
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
         manifest.files.push(FileEntry {
@@ -246,14 +246,17 @@ fn archive(directory: &str, records: &[ControlRecord], journals: &[Vec<Entry>]) 
             records,
             bytes: bytes.len() as u64,
             sha256: hex::encode(Sha256::digest(&bytes)),
-            first_at: None,
-            last_at: None,
+            first_at: Some(BEGIN),
+            last_at: Some(BEGIN),
             content: None,
         });
         std::fs::write(path, bytes).expect("written");
     };
     let ends = journals.iter().map(|journal| journal.len() as i64);
-    let ranges = (0..).zip(ends).map(|(partition, end)| (range_name(Topic::Journal, partition), 0..end));
+    let ranges = (0..).zip(ends).flat_map(|(partition, end)| {
+        // Without content, as if retention had taken it.
+        [(range_name(Topic::Journal, partition), 0..end), (range_name(Topic::Requests, partition), 0..0)]
+    });
     let control = (range_name(Topic::Control, 0), 0..records.len() as i64);
     let ranges = ranges.chain([control]).collect();
     let mut writing = Writing::begin(Topic::Control).expect("a file");

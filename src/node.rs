@@ -115,7 +115,8 @@ impl Node {
         let partitions = partitions(&config).await?;
         let publisher = Publisher::new(&config.kafka)?;
         let (cancel, followers) = (CancellationToken::new(), CancellationToken::new());
-        let (control, follow) = control::follow(&config.kafka, codec.clone(), health.clone(), followers.clone())?;
+        let (control, follow) =
+            control::follow(&config.kafka, codec.clone(), health.clone(), &metrics, followers.clone())?;
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             follow.await;

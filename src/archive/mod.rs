@@ -8,10 +8,13 @@
 pub mod container;
 pub mod read;
 pub mod redact;
+mod sound;
 pub mod write;
 
 use std::collections::BTreeMap;
+use std::fs::DirBuilder;
 use std::ops::Range;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -41,6 +44,14 @@ pub enum Error {
         "archive {url}: {file} is damaged: {detail}; the others are whole, get this one from a copy or archive its range again"
     )]
     Damaged { url: String, file: String, detail: String },
+    #[error(
+        "archive {url}: {MANIFEST} is damaged: {detail}; get it back from a copy, or archive into another place as long as the topics have everything"
+    )]
+    DamagedManifest { url: String, detail: String },
+    #[error(
+        "archive {url}: {MANIFEST} contradicts itself: {problem}; `tollstream archive check {url}` tells everything"
+    )]
+    Unsound { url: String, problem: String },
     #[error("archive {url} has no {MANIFEST}: nothing was archived there")]
     NoManifest { url: String },
     #[error("archive {url} was broken off before it had everything once; run `tollstream archive write` again")]
@@ -160,6 +171,12 @@ pub fn range_name(topic: Topic, partition: i32) -> String {
     format!("{}/{partition}", topic.name())
 }
 
+/// Where a range of a partition lies.
+pub fn file_name(topic: Topic, partition: i32, offsets: &Range<i64>) -> String {
+    let Range { start, end } = offsets;
+    format!("{}/{partition:04}/{start:012}-{end:012}.avro", topic.name())
+}
+
 /// An archive's place.
 #[derive(Clone)]
 pub struct Place {
@@ -180,7 +197,9 @@ impl Place {
             None => {
                 let path = Path::new(url);
                 if makes {
-                    std::fs::create_dir_all(path).map_err(|e| wrong(e.to_string()))?;
+                    // What people asked is in it: nobody else looks into a directory that is made for it.
+                    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+                    made.map_err(|e| wrong(e.to_string()))?;
                 }
                 Arc::new(LocalFileSystem::new_with_prefix(path).map_err(|e| wrong(e.to_string()))?)
             }
@@ -213,7 +232,7 @@ impl Place {
             Err(Error::Store { source: object_store::Error::NotFound { .. }, .. }) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let damaged = |e: serde_json::Error| self.damaged(MANIFEST, e.to_string());
+        let damaged = |e: serde_json::Error| self.damaged_manifest(&e);
         let version = serde_json::from_slice::<serde_json::Value>(&bytes).map_err(damaged)?["version"].as_u64();
         match version {
             Some(found) if found != u64::from(VERSION) => {
@@ -224,7 +243,7 @@ impl Place {
     }
 
     fn put_manifest(&self, manifest: &Manifest) -> Result<(), Error> {
-        let text = serde_json::to_vec_pretty(manifest).map_err(|e| self.damaged(MANIFEST, e.to_string()))?;
+        let text = serde_json::to_vec_pretty(manifest).map_err(|e| self.damaged_manifest(&e))?;
         self.put(MANIFEST, text)
     }
 
@@ -244,43 +263,11 @@ impl Place {
         Error::Store { url: self.url.clone(), what, source }
     }
 
+    fn damaged_manifest(&self, error: &serde_json::Error) -> Error {
+        Error::DamagedManifest { url: self.url.clone(), detail: error.to_string() }
+    }
+
     fn damaged(&self, file: &str, detail: String) -> Error {
         Error::Damaged { url: self.url.clone(), file: file.to_owned(), detail }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_missing_is_found_at_both_ends_and_in_between() {
-        let file = |start: i64, end: i64| FileEntry {
-            file: format!("{start}"),
-            topic: "journal".into(),
-            partition: 3,
-            start,
-            end,
-            records: 1,
-            bytes: 1,
-            sha256: String::new(),
-            first_at: None,
-            last_at: None,
-            content: None,
-        };
-        let manifest = Manifest {
-            ranges: BTreeMap::from([("journal/3".to_owned(), 0..50), ("journal/4".to_owned(), 0..0)]),
-            // In the order in which they were written.
-            files: vec![file(20, 30), file(10, 20), file(40, 45)],
-            ..Manifest::default()
-        };
-        let missing = |within| manifest.missing(Topic::Journal, 3, within);
-        assert_eq!(missing(0..50), [0..10, 30..40, 45..50]);
-        assert_eq!(missing(10..30), []);
-        assert_eq!(missing(5..42), [5..10, 30..40]);
-        assert_eq!(manifest.missing(Topic::Journal, 4, 0..0), []);
-        assert_eq!((manifest.range(Topic::Journal, 3), manifest.range(Topic::Requests, 3)), (0..50, 0..0));
-        assert_eq!(manifest.partitions(Topic::Journal), [3, 4]);
-        assert_eq!(manifest.partitions(Topic::Control), Vec::<i32>::new());
     }
 }

@@ -3,15 +3,16 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::{ControlFlow, Range};
 
+use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
 use super::container::{Archived, each};
 use super::{Content, Error, FileEntry, Manifest, Place};
 use crate::control::rules::Rules;
-use crate::records::Topic;
 use crate::records::control::ControlRecord;
 use crate::records::journal::{Entry, JournalRecord};
 use crate::records::requests::{Request, RequestRecord};
+use crate::records::{Record, Topic};
 use crate::replay::log::{Kept, Log, Requests};
 use crate::replay::run;
 
@@ -37,12 +38,39 @@ pub(super) fn whole(place: &Place, file: &FileEntry) -> Result<Vec<u8>, Error> {
     }
 }
 
+/// Gives the records of a file, if they are those that the manifest names: so many, each after the one before it, and all
+/// within the file's range.
+pub(super) fn records<T: Record + DeserializeOwned, E: From<Error>>(
+    place: &Place,
+    file: &FileEntry,
+    mut take: impl FnMut(Archived<T>) -> Result<ControlFlow<()>, E>,
+) -> Result<ControlFlow<()>, E> {
+    let bytes = whole(place, file)?;
+    let damaged = |detail: String| E::from(place.damaged(&file.file, detail));
+    let (mut count, mut next) = (0_u64, file.start);
+    let flow = each(&bytes, damaged, |record: Archived<T>| {
+        if !(next..file.end).contains(&record.offset) {
+            let (offset, end) = (record.offset, file.end);
+            return Err(damaged(format!("it has a record of offset {offset} where one of {next} to {end} should be")));
+        }
+        (count, next) = (count + 1, record.offset + 1);
+        take(record)
+    })?;
+    if flow.is_continue() && count != file.records {
+        return Err(damaged(format!("it has {count} records, and should have {}", file.records)));
+    }
+    Ok(flow)
+}
+
 impl Archive {
     /// # Errors
-    /// There is none.
+    /// There is none, or its manifest contradicts itself.
     pub fn open(place: Place) -> Result<Self, Error> {
         let manifest = place.manifest()?.ok_or_else(|| Error::NoManifest { url: place.url().to_owned() })?;
-        Ok(Self { place, manifest })
+        match manifest.contradictions().into_iter().next() {
+            Some(problem) => Err(Error::Unsound { url: place.url().to_owned(), problem }),
+            None => Ok(Self { place, manifest }),
+        }
     }
 
     /// The files of a range, in the order of their offsets.
@@ -65,8 +93,8 @@ impl Archive {
         Ok(files)
     }
 
-    fn damaged<'a>(&'a self, file: &'a FileEntry) -> impl Fn(String) -> run::Error + 'a {
-        move |detail| self.place.damaged(&file.file, detail).into()
+    fn damaged(&self, file: &FileEntry, detail: String) -> run::Error {
+        self.place.damaged(&file.file, detail).into()
     }
 }
 
@@ -89,22 +117,21 @@ impl Log for Archive {
     }
 
     fn rules(&self, end: i64) -> Result<Rules, run::Error> {
-        let mut records = Vec::new();
+        let mut found = Vec::new();
         let begins = self.manifest.range(Topic::Control, 0).start;
         if begins > 0 {
             let (url, topic) = (self.place.url().to_owned(), Topic::Control.name());
             return Err(Error::Lacks { url, topic, partition: 0, from: 0, to: begins }.into());
         }
         for file in self.files(Topic::Control, 0, &(0..end))? {
-            let bytes = whole(&self.place, file)?;
-            _ = each(&bytes, self.damaged(file), |record: Archived<ControlRecord>| {
+            _ = records(&self.place, file, |record: Archived<ControlRecord>| {
                 if record.offset < end {
-                    records.push((record.offset, record.value));
+                    found.push((record.offset, record.value));
                 }
-                Ok(ControlFlow::Continue(()))
+                Ok::<_, run::Error>(ControlFlow::Continue(()))
             })?;
         }
-        Ok(Rules::new(records.into()))
+        Ok(Rules::new(found.into()))
     }
 
     fn journal(
@@ -114,12 +141,11 @@ impl Log for Archive {
         take: &mut dyn FnMut(i64, Entry) -> Result<ControlFlow<()>, run::Error>,
     ) -> Result<(), run::Error> {
         for file in self.files(Topic::Journal, partition, &offsets)? {
-            let bytes = whole(&self.place, file)?;
-            let flow = each(&bytes, self.damaged(file), |record: Archived<JournalRecord>| {
+            let flow = records(&self.place, file, |record: Archived<JournalRecord>| {
                 if !offsets.contains(&record.offset) {
                     return Ok(ControlFlow::Continue(()));
                 }
-                let entry = Entry::try_from(record.value).map_err(|e| self.damaged(file)(e.to_string()))?;
+                let entry = Entry::try_from(record.value).map_err(|e| self.damaged(file, e.to_string()))?;
                 take(record.offset, entry)
             })?;
             if flow.is_break() {
@@ -158,10 +184,9 @@ impl Requests for OfArchive<'_> {
                 return Ok(None);
             }
             let Some(file) = self.files.pop_front() else { return Ok(None) };
-            let bytes = whole(&self.archive.place, file)?;
-            _ = each(&bytes, self.archive.damaged(file), |record: Archived<RequestRecord>| {
+            _ = records(&self.archive.place, file, |record: Archived<RequestRecord>| {
                 self.records.push_back((record.offset, record.value));
-                Ok(ControlFlow::Continue(()))
+                Ok::<_, run::Error>(ControlFlow::Continue(()))
             })?;
         }
     }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::audit::bar;
 use super::output;
+use super::signals;
 use super::up::{Description, running};
 use crate::demo::{Day, Question, TENANTS};
 
@@ -51,6 +52,9 @@ pub struct Traffic {
     /// The directory that `up` was given
     #[arg(long, default_value = ".tollstream", value_name = "DIR")]
     pub data: PathBuf,
+    /// Really call the providers whose keys the gateway has, and pay for it
+    #[arg(long)]
+    pub yes: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -63,15 +67,27 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
     let description = running(&traffic.data).with_context(|| {
         format!("no gateway runs from {}; start one with `tollstream up --detach`", traffic.data.display())
     })?;
+    let paid = &description.provider_keys;
+    ensure!(
+        traffic.yes || paid.is_empty(),
+        "the gateway has provider keys ({}), so some of these {} requests would be real calls that cost money; say --yes, or start it without these keys",
+        paid.join(", "),
+        traffic.requests
+    );
     let client = reqwest::Client::builder().no_proxy().timeout(ANSWER_TIMEOUT).build()?;
-    let key = tenants(&client, &description).await?;
+    let (key_id, key) = tenants(&client, &description).await?;
     let begun = Instant::now();
     let progress = bar();
     progress.set_length(traffic.requests as u64);
-    let told = day(&client, &description, &key, &traffic, &progress).await;
+    let told = tokio::select! {
+        told = day(&client, &description, &key, &traffic, &progress) => told,
+        signal = signals::terminated() => Err(anyhow::anyhow!("ended by {signal}")),
+    };
     progress.finish_and_clear();
-    restore(&client, &description).await?;
+    // What went wrong first is told first.
+    let restored = restore(&client, &description, &key_id).await;
     let told = told?;
+    restored?;
     let seconds = begun.elapsed().as_secs_f64();
     match traffic.json {
         true => output::line(&json!({ "requests": traffic.requests, "answers": told, "seconds": seconds }).to_string()),
@@ -89,8 +105,8 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Makes the organizations of the day, and a key for all of them.
-async fn tenants(client: &reqwest::Client, description: &Description) -> anyhow::Result<String> {
+/// Makes the organizations of the day, and a key for all of them: its id, and itself.
+async fn tenants(client: &reqwest::Client, description: &Description) -> anyhow::Result<(String, String)> {
     let operator =
         |path: &str| client.post(format!("{}/admin/v1/{path}", description.admin)).bearer_auth(&description.admin_key);
     for tenant in TENANTS {
@@ -111,11 +127,12 @@ async fn tenants(client: &reqwest::Client, description: &Description) -> anyhow:
     let made: Value = answer.json().await?;
     ensure!(status.is_success(), "making a key: the gateway answered {status}: {made}");
     let key = made["secret"].as_str().context("the new key has no secret")?.to_owned();
+    let key_id = made["id"].as_str().context("the new key has no id")?.to_owned();
     let until = Instant::now() + KEY_TIMEOUT;
     loop {
         let answer = client.get(format!("{}/v1/models", description.facade)).bearer_auth(&key).send().await?;
         if answer.status().is_success() {
-            return Ok(key);
+            return Ok((key_id, key));
         }
         ensure!(Instant::now() < until, "the new key was not let in: {}", answer.status());
         tokio::time::sleep(LOOK_EVERY).await;
@@ -159,7 +176,11 @@ async fn behave(client: &reqwest::Client, description: &Description, fault: Opti
     Ok(())
 }
 
-async fn restore(client: &reqwest::Client, description: &Description) -> anyhow::Result<()> {
+/// Leaves nothing of the day behind but what was asked: its key is revoked, and the simulator behaves as before.
+async fn restore(client: &reqwest::Client, description: &Description, key_id: &str) -> anyhow::Result<()> {
+    let url = format!("{}/admin/v1/keys/{key_id}/revoke", description.admin);
+    let gone = client.post(url).bearer_auth(&description.admin_key).send().await?;
+    gone.error_for_status().context("revoking the key of the day")?;
     let Some(simulator) = &description.simulator else { return Ok(()) };
     let base = simulator.trim_end_matches('/').trim_end_matches("/v1");
     client.put(format!("{base}/admin/behavior")).json(&json!({})).send().await?.error_for_status()?;

@@ -94,6 +94,9 @@ pub struct Description {
     pub clickhouse: String,
     pub database: String,
     pub simulator: Option<String>,
+    /// Keys of providers that it has: their deployments are really called, and cost money.
+    #[serde(default)]
+    pub provider_keys: Vec<String>,
     pub data: PathBuf,
     pub pid: u32,
 }
@@ -190,7 +193,7 @@ async fn serve(
     let keys = kept_keys(&config, data).await.context("making the first key")?;
     config.admin.key = Some(AdminKey::of_secret(&keys.admin_key)?);
     let mut node = Node::start(config.clone(), &Role::ALL).await?;
-    let description = describe(&config, &addresses, keys, data, simulator.as_ref(), &node);
+    let description = describe(&config, &addresses, keys, data, simulator.as_ref(), &node)?;
     let ready = tokio::select! {
         ready = node.ready(READY_TIMEOUT) => ready.map_err(|missing| anyhow::anyhow!("not ready: {missing}")),
         reason = &mut *ended => Err(anyhow::anyhow!("ended by {reason} before everything was ready")),
@@ -267,9 +270,7 @@ async fn start_simulator(
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
     let server = simulate::Server::start(simulate::Options::default(), listener)?;
     config.providers.simulator_url = Some(format!("http://{}/v1", server.addr()));
-    let topology = topology::Topology::embedded()?;
-    let known = topology.seeds.credentials().filter(|reference| config.providers.environment.get(reference).is_some());
-    let known: Vec<&str> = known.collect();
+    let known = provider_keys(config)?;
     progress.say(&match known.is_empty() {
         true => "no provider key in the environment or .env: the simulator answers for every provider".to_owned(),
         false => format!("the simulator answers for every provider but those of {}", known.join(", ")),
@@ -303,8 +304,8 @@ fn describe(
     data: &Path,
     simulator: Option<&simulate::Server>,
     node: &Node,
-) -> Description {
-    Description {
+) -> anyhow::Result<Description> {
+    Ok(Description {
         facade: node.facade_url().unwrap_or_else(|| format!("http://{}", config.facade.listen)),
         admin: node.admin_url(),
         api_key: keys.api_key,
@@ -315,9 +316,20 @@ fn describe(
         clickhouse: addresses.clickhouse.clone(),
         database: config.clickhouse.database.clone(),
         simulator: simulator.map(|server| format!("http://{}", server.addr())),
+        provider_keys: match &config.providers.upstream_override {
+            Some(_) => Vec::new(),
+            None => provider_keys(config)?,
+        },
         data: data.to_owned(),
         pid: std::process::id(),
-    }
+    })
+}
+
+/// References of the seeds' credentials that are in the environment or `.env`.
+fn provider_keys(config: &Config) -> anyhow::Result<Vec<String>> {
+    let topology = topology::Topology::embedded()?;
+    let known = topology.seeds.credentials().filter(|reference| config.providers.environment.get(reference).is_some());
+    Ok(known.map(str::to_owned).collect())
 }
 
 async fn show(args: &GatewayArgs, data: &Path, description: &Description) -> anyhow::Result<()> {

@@ -240,6 +240,16 @@ const PAIR: &str = "kafka.certificate_file and kafka.key_file go together; give 
 pub(super) fn check(config: &Config) -> Result<(), Error> {
     check_kafka(&config.kafka)?;
     let registry = &config.registry;
+    let providers = &config.providers;
+    let upstreams = [
+        ("providers.upstream_override", &providers.upstream_override),
+        ("providers.simulator_url", &providers.simulator_url),
+    ];
+    for (key, url) in upstreams {
+        if let Some(url) = url {
+            check_address(key, url, "", None)?;
+        }
+    }
     check_address("registry.url", &registry.url, "registry.ca_file", registry.ca_file.as_deref())?;
     let user_and_password = "registry.user and registry.password go together; give both or none";
     match (&registry.user, &registry.password, &registry.token) {
@@ -316,6 +326,9 @@ fn check_address(key: &'static str, url: &str, ca_key: &'static str, ca_file: Op
     let Some((scheme @ ("http" | "https"), rest)) = url.split_once("://") else {
         return Err(Error::Invalid { key, value: url.to_owned(), problem: "must begin with http:// or https://" });
     };
+    if !reqwest::Url::parse(url).is_ok_and(|url| url.has_host()) {
+        return Err(Error::Invalid { key, value: url.to_owned(), problem: "is no URL" });
+    }
     // The address is printed in errors.
     if rest.split('/').next().is_some_and(|authority| authority.contains('@')) {
         return Err(Error::Useless {
@@ -390,6 +403,11 @@ mod tests {
             ),
             (format!("[registry]\nca_file = '{path}'"), ["registry.ca_file cannot be", "make it https://"]),
             (format!("[clickhouse]\nca_file = '{path}'"), ["clickhouse.ca_file cannot be", "make it https://"]),
+            (
+                "[providers]\nupstream_override = 'nowhere'".to_owned(),
+                ["providers.upstream_override = nowhere", "http"],
+            ),
+            ("[providers]\nsimulator_url = 'http://'".to_owned(), ["providers.simulator_url = http://", "is no URL"]),
             ("[clickhouse]\nurl = 'ftp://x'".to_owned(), ["clickhouse.url = ftp://x", "http:// or https://"]),
             ("[registry]\nurl = 'https://u:hunter2@r'".to_owned(), ["registry.url cannot be", "their own settings"]),
         ] {

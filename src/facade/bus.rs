@@ -15,6 +15,7 @@ use super::frames::Decoder;
 use super::hub::{Bus, Hub, Sending};
 use super::sse::Position;
 use crate::failpoint::{Failpoint, reached};
+use crate::runtime::lag::Tail;
 use crate::runtime::publisher::{self, Deliveries, Outgoing, Publisher};
 use crate::telemetry::health::Health;
 
@@ -106,7 +107,7 @@ pub async fn take_deliveries(
 /// Reads the facade's partition of `responses`, from its end at start on.
 pub struct Reader {
     pub hub: Arc<Hub>,
-    pub consumer: Arc<StreamConsumer>,
+    pub consumer: Arc<StreamConsumer<Tail>>,
     pub topic: String,
     pub partition: i32,
     pub decoder: Decoder,

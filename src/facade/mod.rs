@@ -58,6 +58,7 @@ use crate::control::Tables;
 use crate::domain::ids::partition_of;
 use crate::records::Topic;
 use crate::runtime::kafka;
+use crate::runtime::lag::{Lag, Tail};
 use crate::runtime::publisher::Publisher;
 use crate::telemetry::health::Health;
 use crate::telemetry::{Metrics, Traces};
@@ -137,7 +138,9 @@ impl Facade {
             return Err(Error::Partition { partition, topic: responses, partitions: options.partitions });
         }
         let refused = |source| Error::Consumer { brokers: kafka.brokers.clone(), source };
-        let live: StreamConsumer = kafka::hot_consumer(&kafka, GROUP).create().map_err(refused)?;
+        let context = Tail::new(Lag::register(&options.metrics, GROUP), partition);
+        let live = Tail::configured(kafka::hot_consumer(&kafka, GROUP)).create_with_context(context);
+        let live: StreamConsumer<Tail> = live.map_err(refused)?;
         let missed =
             catch_up_consumer(&kafka).create_with_context(catch_up::reader::EndsAreExpected).map_err(refused)?;
         health.missing(bus::COMPONENT, "not listening to answers yet");

@@ -11,7 +11,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 
 use super::account::{Account, CallKey, Worst, worst};
 use super::directory::RunName;
@@ -108,6 +108,8 @@ pub struct Caller {
     origin: Origin,
     budget: PicoUsd,
     book: Mutex<Book>,
+    /// A call has ended, and what was set aside for it is free.
+    freed: Notify,
 }
 
 /// The run's account, and where its journal goes on.
@@ -115,6 +117,13 @@ struct Book {
     account: Account,
     tenure: i64,
     sequence: i64,
+    /// Calls of this process whose end is not on the journal yet.
+    under_way: usize,
+}
+
+/// The topics of a run that really calls.
+pub fn topics(config: &config::Kafka, run: &RunName) -> [String; 2] {
+    ["journal", "answers"].map(|name| topic(config, run, name))
 }
 
 /// The name of a topic of a run.
@@ -136,28 +145,29 @@ impl Caller {
         budget: PicoUsd,
         resumes: bool,
     ) -> anyhow::Result<Self> {
-        let (journal, answers) = (topic(&config.kafka, run, "journal"), topic(&config.kafka, run, "answers"));
+        let [journal, answers] = topics(&config.kafka, run);
         let cluster = Cluster::connect(&config.kafka).await?;
         let (brokers, there) = cluster.topics(&[journal.clone(), answers.clone()]).await?;
-        anyhow::ensure!(
-            resumes || there.is_empty(),
-            "there are topics of a run {} already; give another name with --run",
-            run.as_str()
-        );
+        let taken =
+            || anyhow::anyhow!("there are topics of a run {} already; give another name with --run", run.as_str());
+        anyhow::ensure!(resumes || there.is_empty(), taken());
         let replication = u16::try_from(brokers.min(3)).unwrap_or(1).max(1);
         let forever = BTreeMap::from([("retention.ms".to_owned(), "-1".to_owned())]);
         let kept = BTreeMap::from([
             ("retention.ms".to_owned(), ANSWERS_RETENTION_MS.to_string()),
             ("max.message.bytes".to_owned(), ANSWER_BYTES_MAX.to_string()),
         ]);
-        cluster.create(&journal, 1, replication, &forever).await?;
+        // Of two that begin at the same time, one makes it.
+        let is_ours = cluster.create(&journal, 1, replication, &forever).await?;
+        anyhow::ensure!(resumes || is_ours, taken());
         cluster.create(&answers, 1, replication, &kept).await?;
         let (kafka_config, decoder, name) = (config.kafka.clone(), codec.clone(), journal.clone());
         let publisher = Publisher::new(&config.kafka)?;
         let transport = Transport::new(&config.providers)?;
-        let book = Mutex::new(Book { account: Account::default(), tenure: -1, sequence: 0 });
+        let book = Mutex::new(Book { account: Account::default(), tenure: -1, sequence: 0, under_way: 0 });
         let providers = config.providers.clone();
-        let caller = Self { transport, providers, codec, publisher, journal, answers, origin, budget, book };
+        let freed = Notify::new();
+        let caller = Self { transport, providers, codec, publisher, journal, answers, origin, budget, book, freed };
         let taken = OwnershipTaken {
             owner: config.instance.clone(),
             at: clock::now(),
@@ -166,7 +176,7 @@ impl Caller {
         let tenure = caller.append(Entry::OwnershipTaken(taken), "run").await?;
         // Behind its own beginning, so that nobody's spending is missed.
         let account = tokio::task::spawn_blocking(move || spent_before(&kafka_config, &decoder, &name)).await??;
-        *caller.book.lock().await = Book { account, tenure, sequence: 0 };
+        *caller.book.lock().await = Book { account, tenure, sequence: 0, under_way: 0 };
         Ok(caller)
     }
 
@@ -178,7 +188,8 @@ impl Caller {
         self.budget
     }
 
-    /// Makes a call, if the budget covers its worst case. It is on the run's journal before it is made.
+    /// Makes a call, if the budget covers its worst case, or will once calls under way have ended for less than theirs. It is on
+    /// the run's journal before it is made.
     ///
     /// # Errors
     /// Kafka did not acknowledge what has to be there first.
@@ -206,15 +217,25 @@ impl Caller {
             source: AttemptSource::Provider,
             shared_with: None,
         };
-        {
+        loop {
+            // Taken before the book is looked at, so that no end is missed.
+            let freed = self.freed.notified();
             let mut book = self.book.lock().await;
             if book.account.has_made(&key) {
                 return Ok(Came::Before);
             }
-            if book.account.spent().saturating_add(worst.amount) > self.budget {
+            let left = |used: PicoUsd| used.saturating_add(worst.amount) <= self.budget;
+            if left(book.account.spent()) {
+                self.commit(&mut book, wanted, InputKind::Record, Fact::AttemptStarted(started)).await?;
+                book.under_way += 1;
+                break;
+            }
+            // What is set aside for others may come free, but not what is spent.
+            if book.under_way == 0 || !left(book.account.posted()) {
                 return Ok(Came::OverBudget);
             }
-            self.commit(&mut book, wanted, InputKind::Record, Fact::AttemptStarted(started)).await?;
+            drop(book);
+            freed.await;
         }
         let (ended, summary) = self.answer(wanted, deployment, worst.output_tokens).await;
         let usage = summary.usage.unwrap_or_default();
@@ -272,7 +293,11 @@ impl Caller {
         };
         {
             let mut book = self.book.lock().await;
-            self.commit(&mut book, wanted, InputKind::Provider, Fact::AttemptEnded(Box::new(posting))).await?;
+            let posted =
+                self.commit(&mut book, wanted, InputKind::Provider, Fact::AttemptEnded(Box::new(posting))).await;
+            book.under_way -= 1;
+            self.freed.notify_waiters();
+            posted?;
         }
         self.publish_answer(wanted, &made, ended.ok(), summary.finish_reason).await?;
         Ok(Came::Made(Box::new(made)))

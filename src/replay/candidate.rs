@@ -12,6 +12,8 @@ use crate::control::rules::{Overrides, Rules};
 use crate::control::{Tables, check};
 use crate::records::control::{Entity, EntityKind};
 
+/// The candidate that decides by the recorded rules.
+pub const RECORDED: &str = "recorded";
 /// Most candidates of one replay: each has a state of its own.
 pub const CANDIDATES_MAX: usize = 8;
 
@@ -31,6 +33,15 @@ pub struct Asked {
     pub reclassifies: bool,
 }
 
+/// Whether the same is asked for; where its files lie does not matter.
+pub fn are_same(a: &[Asked], b: &[Asked]) -> bool {
+    let is_same = |a: &Asked, b: &Asked| {
+        let texts = |of: &Asked| of.documents.iter().map(|document| document.text.clone()).collect::<Vec<_>>();
+        a.name == b.name && a.reclassifies == b.reclassifies && texts(a) == texts(b)
+    };
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| is_same(a, b))
+}
+
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     #[error("{file}: {}", .problems.iter().map(told).collect::<Vec<_>>().join("; "))]
@@ -43,6 +54,8 @@ pub enum Error {
     Unknown { file: String, kind: EntityKind, id: String, known: String },
     #[error("candidate {name}: {problem}")]
     Broken { name: String, problem: String },
+    #[error("{RECORDED} is what happened itself; name what is tried otherwise, with --candidate NAME=FILE")]
+    Reserved,
     #[error("there are two candidates {name}; name them apart with --candidate NAME=FILE")]
     Twice { name: String },
     #[error("there are {found} candidates; the most is {CANDIDATES_MAX}")]
@@ -68,6 +81,10 @@ pub fn candidates(asked: &[Asked], rules: &Rules, end: i64) -> Result<Vec<Candid
     asked
         .iter()
         .map(|asked| {
+            let tries_something = asked.reclassifies || !asked.documents.is_empty();
+            if asked.name == RECORDED && tries_something {
+                return Err(Error::Reserved);
+            }
             if !names.insert(asked.name.as_str()) {
                 return Err(Error::Twice { name: asked.name.clone() });
             }
@@ -182,6 +199,15 @@ mod tests {
     }
 
     #[test]
+    fn a_policy_that_two_files_of_a_candidate_have_is_refused() {
+        let (rules, end) = rules();
+        let document = |file: &str| Document { file: file.to_owned(), text: POLICY.to_owned() };
+        let both = Asked { name: "a".into(), documents: vec![document("1"), document("2")], reclassifies: false };
+        let error = candidates(&[both], &rules, end).unwrap_err().to_string();
+        assert_eq!(error, "candidate a: policy auto is in more than one of its files");
+    }
+
+    #[test]
     fn what_is_wrong_is_said_with_the_file_and_what_there_is() {
         let (rules, end) = rules();
         let table = [
@@ -195,6 +221,7 @@ mod tests {
             (vec![asked("a", &POLICY.replace("claude-haiku-4-5", "claude-nobody"))], "candidate a: policy auto"),
             (vec![asked("a", &PLANS.replace("name = \"free\"", "name = \"nothing\""))], "it has enterprise, free, pro"),
             (vec![asked("a", POLICY), asked("a", PLANS)], "there are two candidates a"),
+            (vec![asked("recorded", POLICY)], "recorded is what happened itself"),
             ((0..9).map(|n| asked(&n.to_string(), POLICY)).collect(), "there are 9 candidates; the most is 8"),
         ];
         for (asked, wanted) in table {

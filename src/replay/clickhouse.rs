@@ -145,6 +145,16 @@ impl Table {
         Ok((table, is_there))
     }
 
+    /// Deletes the run's rows.
+    ///
+    /// # Errors
+    /// ClickHouse cannot do that.
+    pub async fn delete(&self) -> Result<(), crate::sink::Error> {
+        let sql = format!("DELETE FROM {}.{TABLE} WHERE run = ?", self.config.database);
+        let deleted = self.client.query(&sql).bind(self.run.as_str()).execute();
+        bounded(&self.config, "delete the rows of a replay", deleted).await
+    }
+
     fn insert(&self, rows: &[Decision]) -> Result<(), Error> {
         let call = async {
             let mut insert = self.client.insert::<Decision>(TABLE).await?;

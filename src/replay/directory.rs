@@ -2,7 +2,7 @@
 //! is there once it is whole.
 
 use std::fs::{File, TryLockError};
-use std::io::{BufReader, BufWriter, Write as _};
+use std::io::{self, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, LazyLock};
@@ -27,6 +27,10 @@ const SPEC: &str = "run.json";
 const LOCK: &str = "lock";
 const REPORT: &str = "report.json";
 const PAGE: &str = "report.html";
+/// The answers of a run that really called.
+pub const ANSWERS: &str = "answers.jsonl";
+/// All of a run but what it was asked for, and its partitions.
+const FILES: [&str; 4] = [LOCK, REPORT, PAGE, ANSWERS];
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -46,7 +50,7 @@ pub enum Error {
     #[error("another process is at work on run {name}")]
     Busy { name: String },
     #[error("{}: {source}", path.display())]
-    Io { path: PathBuf, source: std::io::Error },
+    Io { path: PathBuf, source: io::Error },
     #[error("{} is damaged: {detail}", path.display())]
     Damaged { path: PathBuf, detail: String },
 }
@@ -105,7 +109,7 @@ impl Directory {
                 None => Ok((directory, Some(begun))),
             };
         }
-        std::fs::create_dir_all(&directory.path).map_err(io(&directory.path))?;
+        std::fs::create_dir_all(&directory.path).map_err(failed(&directory.path))?;
         directory.lock(name)?;
         directory.write(SPEC, spec)?;
         Ok((directory, None))
@@ -128,7 +132,7 @@ impl Directory {
     /// Only one process works on a run.
     fn lock(&mut self, name: &RunName) -> Result<(), Error> {
         let path = self.path.join(LOCK);
-        let file = File::create(&path).map_err(io(&path))?;
+        let file = File::create(&path).map_err(failed(&path))?;
         match file.try_lock() {
             Ok(()) => {
                 self._lock = Some(Arc::new(file));
@@ -139,16 +143,38 @@ impl Directory {
         }
     }
 
-    /// Takes back a run that has shown nothing.
+    /// Finds the directory of a run that nobody is at work on.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] or [`Error::Busy`].
+    pub fn open_alone(root: &Path, name: &RunName) -> Result<Self, Error> {
+        let mut directory = Self::open(root, name)?;
+        directory.lock(name)?;
+        Ok(directory)
+    }
+
+    /// Takes a run back: its files, and the directory if there is nothing else in it.
     pub fn remove(self) -> Result<(), Error> {
-        for entry in std::fs::read_dir(&self.path).map_err(io(&self.path))? {
-            let path = entry.map_err(io(&self.path))?.path();
+        let (mut spec, mut is_vacant) = (None, true);
+        for entry in std::fs::read_dir(&self.path).map_err(failed(&self.path))? {
+            let path = entry.map_err(failed(&self.path))?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            if [SPEC, LOCK].contains(&name) || name.starts_with("partition-") {
-                std::fs::remove_file(&path).map_err(io(&path))?;
+            if name == SPEC {
+                // The last one, so that what is broken off is still a run.
+                spec = Some(path);
+            } else if FILES.contains(&name) || name.starts_with("partition-") {
+                std::fs::remove_file(&path).map_err(failed(&path))?;
+            } else {
+                is_vacant = false;
             }
         }
-        std::fs::remove_dir(&self.path).map_err(io(&self.path))
+        if let Some(path) = spec {
+            std::fs::remove_file(&path).map_err(failed(&path))?;
+        }
+        if !is_vacant {
+            return Ok(());
+        }
+        std::fs::remove_dir(&self.path).map_err(failed(&self.path))
     }
 
     /// Finds the directory of a run.
@@ -176,7 +202,11 @@ impl Directory {
         let name = of_partition(partition, "json");
         let is_there =
             [of_partition(partition, "avro"), name.clone()].iter().all(|name| self.path.join(name).is_file());
-        if is_there { self.read(&name).map(Some) } else { Ok(None) }
+        match is_there.then(|| self.read(&name)) {
+            // What cannot be read is decided again.
+            None | Some(Err(Error::Damaged { .. })) => Ok(None),
+            Some(read) => read.map(Some),
+        }
     }
 
     /// Says that a partition is done.
@@ -203,7 +233,7 @@ impl Directory {
         let path = self.path.join(of_partition(partition, "avro"));
         let part = self.path.join(of_partition(partition, "avro.part"));
         let schema = schema().map_err(|detail| Error::Damaged { path: path.clone(), detail })?;
-        let file = BufWriter::new(File::create(&part).map_err(io(&part))?);
+        let file = Unfailing { file: BufWriter::new(File::create(&part).map_err(failed(&part))?), failed: None };
         let writer = WriterBuilder::with_owned_config(SerializerConfig::new(schema))
             .compression(Compression::Deflate { level: CompressionLevel::new(1) })
             .approx_block_size(BLOCK_BYTES)
@@ -217,7 +247,7 @@ impl Directory {
     pub fn each_row(&self, partition: i32, mut take: impl FnMut(Row) -> Result<(), Error>) -> Result<(), Error> {
         let path = self.path.join(of_partition(partition, "avro"));
         let damaged = |detail: String| Error::Damaged { path: path.clone(), detail };
-        let file = BufReader::new(File::open(&path).map_err(io(&path))?);
+        let file = BufReader::new(File::open(&path).map_err(failed(&path))?);
         let mut reader = Reader::from_reader(file).map_err(|e| damaged(e.to_string()))?;
         while let Some(row) = reader.deserialize_next::<Row>().map_err(|e| damaged(e.to_string()))? {
             take(row)?;
@@ -228,8 +258,8 @@ impl Directory {
     /// The partitions that have rows.
     pub fn partitions(&self) -> Result<Vec<i32>, Error> {
         let mut found = Vec::new();
-        for entry in std::fs::read_dir(&self.path).map_err(io(&self.path))? {
-            let name = entry.map_err(io(&self.path))?.file_name();
+        for entry in std::fs::read_dir(&self.path).map_err(failed(&self.path))? {
+            let name = entry.map_err(failed(&self.path))?.file_name();
             let number = name.to_str().and_then(|name| name.strip_prefix("partition-")?.strip_suffix(".avro"));
             found.extend(number.and_then(|number| number.parse::<i32>().ok()));
         }
@@ -239,7 +269,7 @@ impl Directory {
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> Result<T, Error> {
         let path = self.path.join(name);
-        let text = std::fs::read_to_string(&path).map_err(io(&path))?;
+        let text = std::fs::read_to_string(&path).map_err(failed(&path))?;
         serde_json::from_str(&text).map_err(|e| Error::Damaged { path, detail: e.to_string() })
     }
 
@@ -255,31 +285,60 @@ impl Directory {
             file.write_all(bytes)?;
             file.sync_all()
         });
-        written.map_err(io(&part))?;
-        std::fs::rename(&part, &path).map_err(io(&path))
+        written.map_err(failed(&part))?;
+        std::fs::rename(&part, &path).map_err(failed(&path))
     }
 }
 
 /// The rows of a partition that is under way.
 pub struct Rows<'s> {
-    writer: Writer<'s, 's, BufWriter<File>>,
+    writer: Writer<'s, 's, Unfailing>,
     part: PathBuf,
     path: PathBuf,
+}
+
+/// A file that keeps the first error of a write and lets the rest pass: `Writer` panics when it is dropped with something that
+/// it could not write.
+struct Unfailing {
+    file: BufWriter<File>,
+    failed: Option<io::Error>,
+}
+
+impl Write for Unfailing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.failed.is_none() {
+            self.failed = self.file.write_all(bytes).err();
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.failed.is_none() {
+            self.failed = self.file.flush().err();
+        }
+        Ok(())
+    }
 }
 
 impl Rows<'_> {
     pub fn add(&mut self, row: &Row) -> Result<(), Error> {
         let written = self.writer.serialize(row);
-        written.map_err(|e| Error::Damaged { path: self.part.clone(), detail: e.to_string() })
+        written.map_err(|e| Error::Damaged { path: self.part.clone(), detail: e.to_string() })?;
+        match self.writer.inner_mut().failed.take() {
+            Some(source) => Err(Error::Io { path: self.part.clone(), source }),
+            None => Ok(()),
+        }
     }
 
     /// The rows are whole.
     pub fn finish(self) -> Result<(), Error> {
         let Self { writer, part, path } = self;
-        let file = writer.into_inner().map_err(|e| Error::Damaged { path: part.clone(), detail: e.to_string() })?;
+        let written = writer.into_inner().map_err(|e| Error::Damaged { path: part.clone(), detail: e.to_string() })?;
+        let Unfailing { file, failed: lost } = written;
+        lost.map_or(Ok(()), |source| Err(Error::Io { path: part.clone(), source }))?;
         let file = file.into_inner().map_err(|e| Error::Io { path: part.clone(), source: e.into_error() })?;
-        file.sync_all().map_err(io(&part))?;
-        std::fs::rename(&part, &path).map_err(io(&path))
+        file.sync_all().map_err(failed(&part))?;
+        std::fs::rename(&part, &path).map_err(failed(&path))
     }
 }
 
@@ -295,7 +354,7 @@ fn of_partition(partition: i32, kind: &str) -> String {
     format!("partition-{partition:04}.{kind}")
 }
 
-fn io(path: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
+fn failed(path: &Path) -> impl Fn(io::Error) -> Error + '_ {
     |source| Error::Io { path: path.to_owned(), source }
 }
 

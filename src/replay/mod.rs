@@ -20,4 +20,6 @@ pub mod run;
 pub mod shadow;
 
 #[cfg(test)]
+mod run_tests;
+#[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
+use super::candidate::RECORDED;
 use super::course::{At, Counts, Course, Past};
 use super::row::Row;
 use crate::control::rules::{Overrides, Rules};
@@ -23,7 +24,7 @@ pub struct Candidate {
 impl Candidate {
     /// The rules that are recorded: whatever is decided otherwise cannot be trusted.
     pub fn recorded() -> Self {
-        Self { name: "recorded".to_owned(), overrides: Arc::default(), reclassifies: false }
+        Self { name: RECORDED.to_owned(), overrides: Arc::default(), reclassifies: false }
     }
 
     pub fn is_recorded(&self) -> bool {

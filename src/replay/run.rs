@@ -64,7 +64,9 @@ pub enum Error {
     ControlCut { partition: i32, offset: i64, ends: i64, wanted: i64 },
     #[error("there is no partition {partition}; the journal has {partitions}")]
     NoPartition { partition: i32, partitions: usize },
-    #[error("no request was decided in that range; look at --from, --until, --offsets and --last")]
+    #[error(
+        "no request was decided in that range; look at --from, --until, --offsets, --last, --organization and --where"
+    )]
     NothingInRange,
     #[error("{topic}/{partition}: nothing came before offset {offset}")]
     Stalled { topic: &'static str, partition: i32, offset: i64 },
@@ -141,7 +143,7 @@ impl Spec {
             ("--no-clickhouse, or not, as now", self.with_clickhouse != other.with_clickhouse),
             ("another source", self.archive != other.archive),
             ("another version of this program", self.version != other.version),
-            ("other candidates", self.candidates != other.candidates),
+            ("other candidates", !candidate::are_same(&self.candidates, &other.candidates)),
             ("another range", range(self) != range(other)),
             ("another filter", self.filter != other.filter),
         ];

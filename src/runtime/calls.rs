@@ -190,7 +190,7 @@ impl Calls {
         self: Arc<Self>,
         tenure: i64,
         serving: Serving,
-        source: Source,
+        (source, mut span): (Source, Span),
         cancelled: CancellationToken,
         reports: mpsc::Sender<Report>,
     ) {
@@ -215,6 +215,7 @@ impl Calls {
             Ok((summary, body)) => (AttemptEnd::Completed, summary, body),
             Err(end) => (end, Summary::default(), None),
         };
+        let first = pump.first_content_at.map(|at| at.duration_since(started));
         let report = AttemptReport {
             key: to.key.clone(),
             attempt: to.attempt,
@@ -223,13 +224,15 @@ impl Calls {
             summary,
             content_frames: pump.frames,
             simulated: false,
-            time_to_first_token_ms: pump.first_content_at.map(|at| millis(at.duration_since(started))),
+            time_to_first_token_ms: first.map(millis),
             duration_ms: millis(started.elapsed()),
             body,
             shortfall: None,
             earlier: None,
             kept_bytes: None,
         };
+        trace::answered(&mut span, &report, first);
+        drop(span);
         // As for calls: the next owner settles the request.
         let _ = reports.send(Report::Ended(Box::new(report))).await;
     }

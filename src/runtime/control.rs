@@ -12,15 +12,19 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::kafka;
+use super::lag::{Lag, Tail};
 use crate::codec::Codec;
 use crate::config;
 use crate::control::{Change, Tables};
 use crate::records::Topic;
 use crate::records::control::ControlRecord;
+use crate::telemetry::Metrics;
 use crate::telemetry::health::Health;
 
 /// The name under which the follower reports its health.
 const COMPONENT: &str = "control";
+/// The name under which it reads, without being a member of a group.
+const GROUP: &str = "control-reader";
 /// Wait before the registry or the broker is asked again.
 const RETRY: Duration = Duration::from_millis(500);
 /// Most records that are folded before the tables are shown again.
@@ -88,11 +92,14 @@ pub fn follow(
     config: &config::Kafka,
     codec: Arc<Codec>,
     health: Health,
+    metrics: &Metrics,
     cancel: CancellationToken,
 ) -> Result<(Control, impl Future<Output = ()> + Send + 'static), Error> {
     let topic = kafka::topic_name(config, Topic::Control);
     let failed = |source| Error::Kafka { topic: topic.clone(), source };
-    let consumer: StreamConsumer = kafka::hot_consumer(config, "control-reader").create().map_err(failed)?;
+    let client = Tail::configured(kafka::hot_consumer(config, GROUP));
+    let context = Tail::new(Lag::register(metrics, COMPONENT), 0);
+    let consumer: StreamConsumer<Tail> = client.create_with_context(context).map_err(failed)?;
     let mut assignment = TopicPartitionList::new();
     assignment.add_partition_offset(&topic, 0, Offset::Beginning).map_err(failed)?;
     consumer.assign(&assignment).map_err(failed)?;
@@ -110,7 +117,7 @@ pub fn follow(
 }
 
 struct Follower {
-    consumer: Arc<StreamConsumer>,
+    consumer: Arc<StreamConsumer<Tail>>,
     topic: String,
     tables: Arc<ArcSwap<Tables>>,
     sender: watch::Sender<Reached>,
@@ -197,7 +204,8 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_shown_before_the_log_is_read_to_where_it_ended() {
         let (kafka, codec) = (config::Kafka::default(), Arc::new(Codec::offline().unwrap()));
-        let consumer: StreamConsumer = kafka::hot_consumer(&kafka, "control-reader").create().unwrap();
+        let context = Tail::new(Lag::register(&Metrics::default(), COMPONENT), 0);
+        let consumer = kafka::hot_consumer(&kafka, GROUP).create_with_context(context).unwrap();
         let tables = Arc::new(ArcSwap::from_pointee(Tables::default()));
         let (sender, reached) = watch::channel(Reached { offset: -1, is_current: false });
         let control = Control { tables: tables.clone(), reached };

@@ -96,7 +96,7 @@ pub fn hot_consumer(config: &Kafka, group: &str) -> ClientConfig {
 }
 
 /// How often a member asks how far its partitions go, for its lag; librdkafka works a little for it.
-const STATISTICS_INTERVAL_MS: u64 = 15_000;
+pub const STATISTICS_INTERVAL_MS: u64 = 15_000;
 
 /// The settings of a member of a group that shares partitions. A static one keeps its partitions through a restart.
 pub fn member(config: &Kafka, mut client: ClientConfig, instance: &str) -> ClientConfig {

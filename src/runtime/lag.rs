@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::metrics::gauge::Gauge;
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::statistics::{Partition, Statistics};
+use rdkafka::{ClientConfig, ClientContext};
 
+use super::kafka::STATISTICS_INTERVAL_MS;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Labels, Series};
 
@@ -83,6 +87,15 @@ impl Lag {
         }
     }
 
+    /// Takes the brokers' side out of a client's statistics; each partition's own is asked of `done`.
+    pub fn told(&self, statistics: &Statistics, done: impl Fn(&Partition) -> Option<i64>) {
+        for partition in statistics.topics.values().flat_map(|topic| topic.partitions.values()) {
+            if let (Some(end), done) = (known(partition.hi_offset), done(partition)) {
+                self.ends(partition.partition, end, done, None);
+            }
+        }
+    }
+
     fn labels(&self, partition: i32) -> Labels {
         vec![("group", self.0.group.to_owned()), ("partition", partition.to_string())]
     }
@@ -92,8 +105,46 @@ impl Lag {
     }
 }
 
+/// An offset of librdkafka's statistics, if there is one.
+pub fn known(offset: i64) -> Option<i64> {
+    Some(offset).filter(|offset| *offset >= 0)
+}
+
+/// The context of a reader that follows one partition without a group: what librdkafka has handed to it is done.
+pub struct Tail {
+    lag: Lag,
+    partition: i32,
+}
+
+impl Tail {
+    pub fn new(lag: Lag, partition: i32) -> Self {
+        lag.assigned(partition, None);
+        Self { lag, partition }
+    }
+
+    /// Settings of the consumer.
+    pub fn configured(mut client: ClientConfig) -> ClientConfig {
+        client.set("statistics.interval.ms", STATISTICS_INTERVAL_MS.to_string());
+        client
+    }
+}
+
+impl ClientContext for Tail {
+    fn stats(&self, statistics: Statistics) {
+        self.lag.told(&statistics, |of| {
+            let done = known(of.app_offset).filter(|_| of.partition == self.partition)?;
+            self.lag.done(of.partition, done);
+            Some(done)
+        });
+    }
+}
+
+impl ConsumerContext for Tail {}
+
 #[cfg(test)]
 mod tests {
+    use rdkafka::statistics::Topic;
+
     use super::*;
 
     #[test]
@@ -116,5 +167,29 @@ mod tests {
         assert_eq!((line(0), line(1)), (Some(2), Some(0)), "what was done since the end was told is not behind");
         lag.unassigned(0);
         assert_eq!(line(0), None);
+    }
+
+    #[test]
+    fn a_reader_without_a_group_is_behind_by_what_it_was_not_handed() {
+        let metrics = Metrics::default();
+        let tail = Tail::new(Lag::register(&metrics, "facade"), 3);
+        let line = || {
+            let text = metrics.encode().unwrap();
+            let line = text.lines().find(|line| line.starts_with("tollstream_consumer_lag_records{"));
+            line.map(str::to_owned)
+        };
+        let told = |partition: i32, app_offset: i64, hi_offset: i64| {
+            let of = Partition { partition, app_offset, hi_offset, lo_offset: 0, ..Partition::default() };
+            let topic = Topic { partitions: [(partition, of)].into(), ..Topic::default() };
+            tail.stats(Statistics { topics: [("responses".into(), topic)].into(), ..Statistics::default() });
+            line()
+        };
+        let wanted =
+            |lag: i64| Some(format!("tollstream_consumer_lag_records{{group=\"facade\",partition=\"3\"}} {lag}"));
+        // It began at the end, and nothing came since: what librdkafka does not know is -1001.
+        assert_eq!(told(3, -1_001, 90), wanted(0));
+        assert_eq!(told(3, 95, 100), wanted(5));
+        assert_eq!(told(4, 1, 100), wanted(5), "another partition than its own");
+        assert_eq!(told(3, 100, 100), wanted(0));
     }
 }

@@ -19,7 +19,7 @@ use rdkafka::{ClientConfig, ClientContext, Message as _, Offset, Statistics, Top
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::lag::Lag;
+use super::lag::{Lag, known};
 use crate::domain::Timestamp;
 
 /// How long the broker may take to tell or to take committed offsets.
@@ -95,13 +95,7 @@ pub struct Context {
 
 impl ClientContext for Context {
     fn stats(&self, statistics: Statistics) {
-        let known = |offset: i64| Some(offset).filter(|offset| *offset >= 0);
-        for partition in statistics.topics.values().flat_map(|topic| topic.partitions.values()) {
-            if let Some(end) = known(partition.hi_offset) {
-                let (committed, begin) = (known(partition.committed_offset), known(partition.lo_offset));
-                self.lag.ends(partition.partition, end, committed, begin);
-            }
-        }
+        self.lag.told(&statistics, |of| known(of.committed_offset).or(known(of.lo_offset)));
     }
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {

@@ -135,7 +135,7 @@ impl ProcessorMetrics {
         let remaining = "Entries of the journal that takeovers under way have still to read";
         let restores = "From the assignment of a partition until its owner decides";
         let queue = "From a request's record to its decision, by the record's time";
-        let overhead = "What a request that a provider was called for spent here: from its record to the acknowledgement of \
+        let overhead = "What an admitted request spent here: from its record to the acknowledgement of \
                         its settlement, without the providers' calls and the waits before retries";
         Self {
             admitted: of.counter("requests_admitted", "Requests admitted"),

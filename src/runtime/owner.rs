@@ -801,7 +801,8 @@ impl Owner {
             cancel.cancel();
         }
         let (source, reports) = (source.unwrap_or(Answers::Nothing), shell.reports.clone());
-        let running = Arc::clone(&shell.calls).serve(self.tenure.id(), serving, source, cancel.clone(), reports);
+        let from = (source, self.timelines.served(&serving));
+        let running = Arc::clone(&shell.calls).serve(self.tenure.id(), serving, from, cancel.clone(), reports);
         let abort = shell.tasks.spawn(running);
         self.calls.insert(key, CallHandle { cancel, abort });
         Ok(())

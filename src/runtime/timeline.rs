@@ -8,7 +8,7 @@ use super::metrics::ProcessorMetrics;
 use super::shell::Shell;
 use super::trace;
 use crate::domain::{RequestKey, Timestamp};
-use crate::processor::{ProviderCall, key_of};
+use crate::processor::{ProviderCall, ServedFrom, Serving, key_of};
 use crate::records::journal::{Commit, Fact};
 use crate::telemetry::trace::Span;
 
@@ -104,6 +104,16 @@ impl Timelines {
         let Some(timeline) = self.open.get_mut(&call.key) else { return Span::default() };
         timeline.ours += timeline.since.take().map_or(Duration::ZERO, |since| since.elapsed());
         trace::call(&timeline.span, call, provider)
+    }
+
+    /// An answer is given that nobody is called for; gives the span of it. Waiting for somebody else's call is its provider's
+    /// time.
+    pub fn served(&mut self, serving: &Serving) -> Span {
+        let Some(timeline) = self.open.get_mut(&serving.key) else { return Span::default() };
+        if matches!(serving.from, ServedFrom::Call(_)) {
+            timeline.ours += timeline.since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        }
+        trace::serve(&timeline.span, serving)
     }
 
     /// The call is over.

@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use crate::domain::OrganizationId;
-use crate::processor::ProviderCall;
 use crate::processor::inference::{AttemptEnd, AttemptReport};
+use crate::processor::{ProviderCall, ServedFrom, Serving};
 use crate::provider::Upstream;
 use crate::records::Outcome;
-use crate::records::journal::{RequestContext, RequestSettled};
+use crate::records::journal::{AttemptSource, RequestContext, RequestSettled};
 use crate::records::requests::Chat;
 use crate::telemetry::trace::{Kind, Span, Value};
 use crate::telemetry::{Traces, attribute};
@@ -70,6 +70,19 @@ pub fn call(request: &Span, call: &ProviderCall, provider: &str) -> Span {
         }
         of.set(attribute::DEPLOYMENT, call.head.deployment.to_string());
         of.set(attribute::ATTEMPT, i64::from(call.attempt));
+    })
+}
+
+/// An answer is given that nobody is called for.
+pub fn serve(request: &Span, serving: &Serving) -> Span {
+    request.child(Kind::Internal, "serve answer").told(|of| {
+        let source = match &serving.from {
+            ServedFrom::Cache(_) => AttemptSource::Cache,
+            ServedFrom::Call(_) => AttemptSource::Shared,
+        };
+        of.set(attribute::SOURCE, source.as_str());
+        of.set(attribute::DEPLOYMENT, serving.head.deployment.to_string());
+        of.set(attribute::ATTEMPT, i64::from(serving.attempt));
     })
 }
 

@@ -31,4 +31,5 @@ pub const ORGANIZATION_ID: &str = "tollstream.organization.id";
 pub const DEPLOYMENT: &str = "tollstream.deployment";
 pub const ATTEMPT: &str = "tollstream.attempt";
 pub const SIMULATED: &str = "tollstream.simulated";
+pub const SOURCE: &str = "tollstream.source";
 pub const TAKEN_OVER: &str = "tollstream.taken_over";

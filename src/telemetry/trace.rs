@@ -3,7 +3,8 @@
 
 use std::borrow::Cow;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context as Task, Poll};
 use std::time::Duration;
 
@@ -18,9 +19,11 @@ use opentelemetry::{Context, KeyValue};
 use opentelemetry_http::{HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::resource::EnvResourceDetector;
 use opentelemetry_sdk::trace::{
-    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider, Span as SdkSpan,
+    self, BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider, Span as SdkSpan, SpanData,
+    SpanProcessor,
 };
 use prometheus_client::metrics::counter::Counter;
 use tokio::runtime::Handle;
@@ -46,9 +49,19 @@ pub enum Error {
     Client(#[from] reqwest::Error),
 }
 
+/// What of the traces is lost.
+pub(crate) struct Losses {
+    failures: Counter,
+    spans: Counter,
+}
+
 /// Registers the exporter's metrics.
-pub(crate) fn register(metrics: &Metrics) -> Counter {
-    metrics.scope("tollstream_telemetry").counter("export_failures", "Batches of spans that the receiver did not take")
+pub(crate) fn register(metrics: &Metrics) -> Losses {
+    let scope = metrics.scope("tollstream_telemetry");
+    Losses {
+        failures: scope.counter("export_failures", "Batches of spans that the receiver did not take"),
+        spans: scope.counter("lost_spans", "Spans that were thrown away, since `telemetry.spans_max` waited already"),
+    }
 }
 
 /// A handle to the traces; clones share it. The default one is off.
@@ -67,12 +80,14 @@ impl Traces {
     /// # Errors
     /// When the address is none. That nobody answers there is no error, and touches no request.
     pub fn start(config: &Telemetry, instance: &str, metrics: &Metrics) -> Result<Self, Error> {
-        let failures = register(metrics);
+        let Losses { failures, spans: lost } = register(metrics);
         let Some(url) = config.traces_url() else { return Ok(Self::default()) };
         crate::tls::install_provider();
         let client = reqwest::Client::builder().timeout(EXPORT_TIMEOUT).no_proxy().build()?;
         let client = Sender { client, runtime: Handle::current(), failures, fails: AtomicBool::new(false) };
         let exporter = SpanExporter::builder().with_http().with_endpoint(url).with_http_client(client).build()?;
+        let waiting = Arc::<AtomicUsize>::default();
+        let exporter = Drain { next: exporter, waiting: waiting.clone() };
         let batch = BatchConfigBuilder::default()
             .with_max_queue_size(config.spans_max)
             .with_max_export_batch_size(BATCH_SPANS.min(config.spans_max))
@@ -87,8 +102,9 @@ impl Traces {
             .with_detector(Box::new(EnvResourceDetector::new()))
             .with_service_name(config.service_name.clone())
             .build();
+        let next = BatchSpanProcessor::builder(exporter).with_batch_config(batch).build();
         let provider = SdkTracerProvider::builder()
-            .with_span_processor(BatchSpanProcessor::builder(exporter).with_batch_config(batch).build())
+            .with_span_processor(Bounded { next, waiting, most: config.spans_max, lost })
             .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(sampled))))
             .with_resource(resource)
             .build();
@@ -199,6 +215,71 @@ fn context_of(traceparent: &str) -> Option<SpanContext> {
     Some(SpanContext::new(trace, span, flags, true, TraceState::NONE)).filter(SpanContext::is_valid)
 }
 
+/// Lets so many spans wait, and counts those that it throws away; the batches' own queue does the latter without a word.
+#[derive(Debug)]
+struct Bounded {
+    next: BatchSpanProcessor,
+    /// Spans that have ended, and are in no batch that is being sent.
+    waiting: Arc<AtomicUsize>,
+    most: usize,
+    lost: Counter,
+}
+
+impl SpanProcessor for Bounded {
+    fn on_start(&self, span: &mut SdkSpan, context: &Context) {
+        self.next.on_start(span, context);
+    }
+
+    fn on_end(&self, span: SpanData) {
+        if !span.span_context.is_sampled() {
+            return;
+        }
+        let one_more = |waiting: usize| (waiting < self.most).then_some(waiting + 1);
+        match self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {
+            Ok(_) => self.next.on_end(span),
+            Err(_) => _ = self.lost.inc(),
+        }
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.next.force_flush()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.next.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.next.set_resource(resource);
+    }
+}
+
+/// Says which spans wait no longer.
+#[derive(Debug)]
+struct Drain<E> {
+    next: E,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl<E: trace::SpanExporter> trace::SpanExporter for Drain<E> {
+    fn export(&self, batch: Vec<SpanData>) -> impl Future<Output = OTelSdkResult> + Send {
+        self.waiting.fetch_sub(batch.len(), Ordering::Relaxed);
+        self.next.export(batch)
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.next.shutdown_with_timeout(timeout)
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.next.force_flush()
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.next.set_resource(resource);
+    }
+}
+
 /// Sends batches for the exporter, which has a thread of its own and no runtime.
 #[derive(Debug)]
 struct Sender {
@@ -295,6 +376,27 @@ mod tests {
         assert!(quiet.starts_with(&PARENT[..36]) && quiet.ends_with("-00"), "{quiet}");
         let new = traces.span(Kind::Server, "POST", Some("nonsense")).traceparent().unwrap();
         assert!(!new.starts_with(&PARENT[..36]) && new.len() == PARENT.len(), "{new}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn spans_beyond_the_bound_are_lost_and_counted() {
+        // It is connected to, and never answers, so that the first batch stays under way.
+        let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let url = format!("http://{}", silent.local_addr().unwrap());
+        let config = Telemetry { otlp_endpoint: Some(url), spans_max: 4, ..Telemetry::default() };
+        let metrics = Metrics::default();
+        let traces = Traces::start(&config, "test", &metrics).unwrap();
+        let lost = || {
+            let text = metrics.encode().unwrap();
+            let found = text.lines().find_map(|line| line.strip_prefix("tollstream_telemetry_lost_spans_total "));
+            found.unwrap().parse::<u64>().unwrap()
+        };
+        (0..4).for_each(|_| drop(traces.span(Kind::Internal, "one", None)));
+        // Four make a batch. From here on it is under way, and four more may wait.
+        let _connection = silent.accept().await.unwrap();
+        assert_eq!(lost(), 0);
+        (0..10).for_each(|_| drop(traces.span(Kind::Internal, "more", None)));
+        assert_eq!(lost(), 6);
     }
 
     #[test]

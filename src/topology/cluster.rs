@@ -105,7 +105,7 @@ impl Cluster {
         partitions: u32,
         replication_factor: u16,
         configs: &BTreeMap<String, String>,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let partitions = i32::try_from(partitions).unwrap_or(i32::MAX);
         let replication = TopicReplication::Fixed(i32::from(replication_factor));
         let mut topic = NewTopic::new(name, partitions, replication);
@@ -114,15 +114,34 @@ impl Cluster {
         }
         let options = AdminOptions::new().operation_timeout(Some(CALL_TIMEOUT)).request_timeout(Some(CALL_TIMEOUT));
         let results = self.admin.create_topics([&topic], &options).await.map_err(|e| self.failed(e))?;
+        let mut is_new = true;
         for result in results {
             match result {
-                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Ok(_) => {}
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => is_new = false,
                 Err((topic, code)) => {
                     return Err(Error::Topic { brokers: self.brokers.clone(), what: "create", topic, code });
                 }
             }
         }
-        Ok(())
+        Ok(is_new)
+    }
+
+    /// Deletes topics; those that are not there are passed over. Gives the names of those that were.
+    pub async fn delete(&self, names: &[String]) -> Result<Vec<String>, Error> {
+        let options = AdminOptions::new().operation_timeout(Some(CALL_TIMEOUT)).request_timeout(Some(CALL_TIMEOUT));
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut deleted = Vec::new();
+        for result in self.admin.delete_topics(&names, &options).await.map_err(|e| self.failed(e))? {
+            match result {
+                Ok(topic) => deleted.push(topic),
+                Err((_, RDKafkaErrorCode::UnknownTopicOrPartition)) => {}
+                Err((topic, code)) => {
+                    return Err(Error::Topic { brokers: self.brokers.clone(), what: "delete", topic, code });
+                }
+            }
+        }
+        Ok(deleted)
     }
 
     /// Replaces the topic's own configuration.

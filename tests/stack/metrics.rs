@@ -54,7 +54,7 @@ async fn a_gateway_tells_what_the_guide_says_and_counts_each_leg_of_a_request() 
             let lags: Vec<f64> = told.iter().filter(of_group).map(|(_, lag)| *lag).collect();
             !lags.is_empty() && lags.iter().all(|lag| *lag == 0.0)
         };
-        let is_done = ["processor", "projection", "sink"].into_iter().all(caught_up)
+        let is_done = ["processor", "projection", "sink", "facade", "control"].into_iter().all(caught_up)
             && told.get("tollstream_sink_rows_total") == Some(&2.0);
         is_done.then_some(told)
     };

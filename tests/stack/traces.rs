@@ -132,7 +132,14 @@ impl Outside {
 }
 
 async fn ask(gateway: &Process, key: &str) -> (u16, String) {
-    let body = json!({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": QUESTION}]});
+    ask_at(gateway, key, None).await
+}
+
+async fn ask_at(gateway: &Process, key: &str, temperature: Option<u8>) -> (u16, String) {
+    let mut body = json!({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": QUESTION}]});
+    if let Some(temperature) = temperature {
+        body["temperature"] = temperature.into();
+    }
     let asked = reqwest::Client::new()
         .post(format!("{}/v1/chat/completions", gateway.facade))
         .bearer_auth(key)
@@ -236,6 +243,29 @@ async fn a_request_is_one_trace_over_facade_kafka_owner_and_provider() {
         let text = String::from_utf8_lossy(body);
         assert!([QUESTION, ANSWER, &key].iter().all(|secret| !text.contains(*secret)), "{text}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_out_of_the_cache_is_a_span_and_no_call() {
+    let (outside, mut config) = (Outside::start().await, stack().isolated("traces_cache").await);
+    config.telemetry.otlp_endpoint = Some(format!("http://{}", outside.receiver));
+    let gateway = outside.gateway(&config).await;
+    let key = key(&config, "org_demo");
+    for _ in 0..2 {
+        let (code, text) = ask_at(&gateway, &key, Some(0)).await;
+        assert!(code == 200 && text.contains(ANSWER), "{code}: {text}");
+    }
+    gateway.stop().await;
+    let spans = outside.spans(&["serve answer"]).await;
+    let calls: Vec<_> = spans.iter().filter(|span| span.name.starts_with("chat ")).collect();
+    let processed: Vec<_> = spans.iter().filter(|span| span.name == "process requests").collect();
+    let served = one(&spans, "serve answer");
+    assert_eq!((calls.len(), processed.len()), (1, 2), "{spans:#?}");
+    let of = processed.iter().find(|span| span.span_id == served.parent_span_id).expect("it is within its request");
+    assert_ne!(of.span_id, calls[0].parent_span_id, "the second request made no call");
+    assert_eq!(attribute(served, "tollstream.source").as_deref(), Some("cache"));
+    assert_eq!(attribute(served, "gen_ai.response.finish_reasons").as_deref(), Some("stop"));
+    assert_eq!((served.kind, status(served)), (SpanKind::Internal as i32, Ended::Unset as i32));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::super::output;
-use super::DiffArguments;
+use super::{DiffArguments, show};
 use crate::domain::PicoUsd;
 use crate::explain::tell::usd;
 use crate::replay::directory::Directory;
@@ -22,19 +22,20 @@ pub(super) fn run(arguments: &DiffArguments) -> anyhow::Result<ExitCode> {
             Ok(())
         })?;
     }
+    let requests: Vec<Value> = found.iter().map(show::row).collect();
     match arguments.json {
-        true => output::line(&json!({ "found": !found.is_empty(), "requests": found }).to_string()),
+        true => output::line(&json!({ "found": !found.is_empty(), "requests": requests }).to_string()),
         false if found.is_empty() => output::note(&format!(
             "run {} has no request {}; it may be outside of its range, or left out by its filter",
             arguments.run.as_str(),
             arguments.request_id
         )),
-        false => found.iter().for_each(show),
+        false => found.iter().for_each(tell),
     }
     Ok(if found.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn show(row: &Row) {
+fn tell(row: &Row) {
     output::line(&format!(
         "{} {} at {} (journal/{} offset {}), candidate {}",
         row.organization, row.request_id, row.at, row.partition, row.journal_offset, row.candidate_name

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::super::audit::bar;
 use super::super::output;
+use super::show::half;
 use super::{Arguments, Decided};
 use crate::codec::{Codec, Registry};
 use crate::config::Config;
@@ -23,11 +24,32 @@ use crate::processor::content;
 use crate::records::Origin;
 use crate::records::journal::{Candidate, RequestContext};
 use crate::replay::calls::{Caller, Came, Made, Wanted, bodies, sample};
+use crate::replay::directory::ANSWERS;
 use crate::replay::row::Row;
 use crate::runtime::clock;
 
+/// What came of the calls.
+pub(super) struct Called {
+    pub told: Value,
+    /// Or none was wanted.
+    pub any_answered: bool,
+}
+
+/// Whether somebody can be asked, before anything is decided.
+///
+/// # Errors
+/// Nobody can, and nobody has said yes.
+pub(super) fn can_ask(is_agreed: bool) -> anyhow::Result<()> {
+    let can = is_agreed || std::io::stdin().is_terminal();
+    ensure!(
+        can,
+        "nobody can be asked whether to spend what the calls cost; say --yes, and how much at the most with --budget"
+    );
+    Ok(())
+}
+
 /// Calls for the sample, once it is known what that can cost and somebody wants it.
-pub(super) async fn run(config: Config, arguments: &Arguments, decided: Decided) -> anyhow::Result<Value> {
+pub(super) async fn run(config: Config, arguments: &Arguments, decided: Decided) -> anyhow::Result<Called> {
     let spending = arguments.spending.clone();
     let look = move || {
         let rows = sample(&decided.directory, spending.sample, !spending.all)?;
@@ -58,14 +80,15 @@ pub(super) async fn run(config: Config, arguments: &Arguments, decided: Decided)
         output::note(&format!(
             "there is nothing to call: no request would be called elsewhere ({gone} without their content)"
         ));
-        return Ok(json!({ "calls": 0, "without_content": gone }));
+        return Ok(Called { told: json!({ "calls": 0, "without_content": gone }), any_answered: true });
     }
     confirm(arguments, wanted.len(), gone, most)?;
     let codec = Arc::new(Codec::connect(Registry::new(&config.registry, &config.kafka.topic_prefix)?).await?);
     let (budget, resumes) = (arguments.spending.budget, arguments.resume);
     let caller = Caller::open(&config, codec, &decided.name, Origin::Replay, budget, resumes).await?;
     let told = call_all(&caller, arguments, wanted, &mut decided).await?;
-    Ok(tell(arguments, &caller, told).await)
+    let any_answered = told.calls == 0 || told.failed < told.calls;
+    Ok(Called { told: tell(arguments, &caller, told).await, any_answered })
 }
 
 fn wanted_of(
@@ -108,7 +131,6 @@ fn confirm(arguments: &Arguments, calls: usize, gone: u64, most: PicoUsd) -> any
     if arguments.spending.yes {
         return Ok(());
     }
-    ensure!(std::io::stdin().is_terminal(), "nobody can be asked whether to spend that; say --yes");
     let mut terminal = std::io::stderr().lock();
     write!(terminal, "Make these calls? [y/N] ")?;
     terminal.flush()?;
@@ -128,7 +150,7 @@ async fn call_all(
 ) -> anyhow::Result<Told> {
     let progress = bar();
     progress.set_length(wanted.len() as u64);
-    let path = decided.directory.path().join("answers.jsonl");
+    let path = decided.directory.path().join(ANSWERS);
     let mut file = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
     let interval = Duration::from_secs(1) / arguments.spending.rate;
     let mut ticks = tokio::time::interval(interval);
@@ -147,7 +169,11 @@ async fn call_all(
     while let Some((came, row)) = calls.next().await {
         progress.inc(1);
         if let Some(made) = told.take(came?, &row) {
-            writeln!(file, "{}", json!({ "call": made, "recorded": row.recorded, "estimated": row.candidate }))?;
+            writeln!(
+                file,
+                "{}",
+                json!({ "call": made, "recorded": half(&row.recorded), "estimated": half(&row.candidate) })
+            )?;
         }
     }
     progress.finish_and_clear();
@@ -160,6 +186,9 @@ struct Told {
     path: PathBuf,
     calls: u64,
     failed: u64,
+    /// Code of the first that failed.
+    failure: Option<String>,
+    /// Answered by a simulator.
     simulated: u64,
     before: u64,
     over_budget: u64,
@@ -180,7 +209,8 @@ impl Told {
             Came::Made(made) => {
                 self.calls += 1;
                 self.failed += u64::from(made.error_code.is_some());
-                self.simulated += u64::from(made.simulated);
+                self.simulated += u64::from(made.simulated && made.error_code.is_none());
+                self.failure = self.failure.take().or_else(|| made.error_code.clone());
                 let cost = made.cost_pico_usd.unwrap_or(PicoUsd::ZERO);
                 self.cost = self.cost.saturating_add(cost);
                 self.recorded = self.recorded.saturating_add(row.recorded.cost.unwrap_or(PicoUsd::ZERO));
@@ -201,6 +231,7 @@ async fn tell(arguments: &Arguments, caller: &Caller, told: Told) -> Value {
         return json!({
             "calls": told.calls,
             "failed": told.failed,
+            "first_failure": told.failure,
             "simulated": told.simulated,
             "made_before": told.before,
             "over_budget": told.over_budget,
@@ -226,6 +257,12 @@ async fn tell(arguments: &Arguments, caller: &Caller, told: Told) -> Value {
         told.within,
         told.calls
     ));
+    if told.calls > 0 && told.failed == told.calls {
+        output::note(&format!(
+            "error: every call failed, the first with {}; look at the providers' keys and at --upstream",
+            told.failure.as_deref().unwrap_or("no code")
+        ));
+    }
     output::line(&format!("the run has spent {} of {}", usd(account.spent()), usd(caller.budget())));
     output::line(&format!("answers, beside what was recorded: {} (it has content)", told.path.display()));
     Value::Null

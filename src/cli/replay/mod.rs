@@ -2,6 +2,7 @@
 
 mod diff;
 mod live;
+mod remove;
 mod shadow;
 mod show;
 
@@ -29,7 +30,7 @@ use crate::causes::causes;
 use crate::config::{ClickHouse, Config, Environment};
 use crate::control::rules::Rules;
 use crate::domain::{ModelName, OrganizationId, PicoUsd, PolicyName, RequestId};
-use crate::replay::candidate::{Asked, Document};
+use crate::replay::candidate::{Asked, Document, RECORDED};
 use crate::replay::clickhouse::Table;
 use crate::replay::directory::{Directory, RunName};
 use crate::replay::log::Log;
@@ -57,6 +58,25 @@ pub enum Command {
     Report(ReportArguments),
     /// One request: as it was, and as each candidate would have had it
     Diff(DiffArguments),
+    /// Take a run back: its directory, its rows in ClickHouse, and its topics
+    Remove(RemoveArguments),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct RemoveArguments {
+    /// Name of the run
+    pub run: RunName,
+    /// Where the runs are kept
+    #[arg(long, value_name = "DIRECTORY", default_value = "replays")]
+    pub dir: PathBuf,
+    /// Leave its rows in ClickHouse
+    #[arg(long)]
+    pub keep_clickhouse: bool,
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -277,6 +297,7 @@ pub async fn run(replay: Replay) -> anyhow::Result<ExitCode> {
     let (json, ran) = match replay.command {
         Some(Command::Report(arguments)) => (arguments.json, show::again(&arguments)),
         Some(Command::Diff(arguments)) => (arguments.json, diff::run(&arguments)),
+        Some(Command::Remove(arguments)) => (arguments.json, Box::pin(remove::run(&arguments)).await),
         None => (replay.arguments.json, Box::pin(decide(replay.arguments)).await),
     };
     ran.or_else(|error| {
@@ -297,6 +318,9 @@ async fn decide(arguments: Arguments) -> anyhow::Result<ExitCode> {
     ensure!(spending.concurrency > 0 && spending.sample > 0, "--concurrency and --sample must be at least 1");
     if arguments.mode == Mode::Shadow {
         return Box::pin(shadow::run(arguments)).await;
+    }
+    if arguments.mode == Mode::Live {
+        live::can_ask(spending.yes)?;
     }
     let spec = spec(&arguments)?;
     if let Some(name) = &arguments.run {
@@ -361,6 +385,12 @@ async fn decide(arguments: Arguments) -> anyhow::Result<ExitCode> {
         anyhow::Ok((Decided { name, directory, rules, candidates, control: spec.control, log }, reports, page))
     });
     let (decided, reports, page) = replayed.await.context("the replay broke off")??;
+    for organization in &arguments.organization {
+        let has = |report: &Report| report.organizations.contains_key(organization.as_str());
+        if !reports.iter().any(has) {
+            output::note(&format!("organization {organization} has no request in that range"));
+        }
+    }
     let name = decided.name.clone();
     if arguments.mode == Mode::Live {
         if !arguments.json {
@@ -370,14 +400,15 @@ async fn decide(arguments: Arguments) -> anyhow::Result<ExitCode> {
         if arguments.json {
             let mut shown = show::describe(name.as_str(), &reports);
             shown["live"] = match &called {
-                Ok(called) => called.clone(),
+                Ok(called) => called.told.clone(),
                 Err(error) => json!({ "error": causes(error.as_ref()) }),
             };
             output::line(&shown.to_string());
         } else if let Err(error) = &called {
             output::note(&format!("the report is written; calling: {}", causes(error.as_ref())));
         }
-        return Ok(if called.is_ok() { verdict(&reports) } else { ExitCode::from(COULD_NOT_LOOK) });
+        let is_good = called.is_ok_and(|called| called.any_answered);
+        return Ok(if is_good { verdict(&reports) } else { ExitCode::from(COULD_NOT_LOOK) });
     }
     match arguments.json {
         true => output::line(&show::describe(name.as_str(), &reports).to_string()),
@@ -515,14 +546,15 @@ fn candidates(arguments: &Arguments) -> anyhow::Result<Vec<Asked>> {
         asked.push(Asked { name: "reclassified".to_owned(), documents: Vec::new(), reclassifies });
     }
     if arguments.verify || asked.is_empty() {
-        asked.push(Asked { name: "recorded".to_owned(), documents: Vec::new(), reclassifies: false });
+        asked.push(Asked { name: RECORDED.to_owned(), documents: Vec::new(), reclassifies: false });
     }
     Ok(asked)
 }
 
 fn document(path: &Path) -> anyhow::Result<Document> {
-    let size = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
-    ensure!(size <= FILE_BYTES_MAX, "{} is larger than {FILE_BYTES_MAX} bytes", path.display());
+    let about = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+    ensure!(about.is_file(), "{} is no file", path.display());
+    ensure!(about.len() <= FILE_BYTES_MAX, "{} is larger than {FILE_BYTES_MAX} bytes", path.display());
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(Document { file: path.display().to_string(), text })
 }

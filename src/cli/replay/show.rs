@@ -12,6 +12,7 @@ use crate::domain::PicoUsd;
 use crate::explain::tell::usd;
 use crate::replay::directory::{Directory, RunName};
 use crate::replay::report::{Group, Latency, Report};
+use crate::replay::row::{Half, Row};
 use crate::replay::run::{Mode, Spec};
 
 /// Organizations that are shown at the most, the dearest ones.
@@ -29,11 +30,40 @@ pub(super) fn again(arguments: &ReportArguments) -> anyhow::Result<ExitCode> {
         }
         anyhow::bail!("run {name} was broken off; go on with it by the same command, with --resume");
     };
+    anyhow::ensure!(
+        !reports.is_empty(),
+        "{} has no report; begin the run again under another name",
+        directory.path().display()
+    );
     match arguments.json {
         true => output::line(&describe(arguments.run.as_str(), &reports).to_string()),
         false => reports.iter().for_each(of_candidate),
     }
     Ok(verdict(&reports))
+}
+
+/// A row for machines: amounts are pico-dollars in strings.
+pub(super) fn row(row: &Row) -> Value {
+    let mut told = json!(row);
+    told["recorded"] = half(&row.recorded);
+    told["candidate"] = half(&row.candidate);
+    for (name, amount) in [("cost_low", row.cost_low), ("cost_high", row.cost_high)] {
+        put_amount(&mut told, name, amount);
+    }
+    told
+}
+
+pub(super) fn half(half: &Half) -> Value {
+    let mut told = json!(half);
+    put_amount(&mut told, "cost", half.cost);
+    told
+}
+
+fn put_amount(told: &mut Value, name: &str, amount: Option<PicoUsd>) {
+    if let Value::Object(members) = told {
+        members.shift_remove(name);
+        members.insert(format!("{name}_pico_usd"), amount.map(|amount| amount.get().to_string()).into());
+    }
 }
 
 pub(super) fn describe(run: &str, reports: &[Report]) -> Value {
