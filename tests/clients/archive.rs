@@ -70,6 +70,7 @@ impl Store {
 
 #[tokio::test]
 async fn a_bucket_holds_an_archive_that_replays_as_the_topics_do() {
+    tollstream::tls::install_provider();
     let store = Store::start();
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
     let made = client.put(format!("{}/logs", store.endpoint)).send().await.expect("an answer");

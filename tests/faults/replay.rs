@@ -25,6 +25,7 @@ use tollstream::replay::directory::Directory;
 use tollstream::replay::row::Row;
 use tollstream::runtime::kafka;
 use tollstream::simulate::{Behavior, Options, Server};
+use tollstream::stack::free_port;
 
 use super::suite;
 use super::world::World;
@@ -44,7 +45,10 @@ const PARTITIONS: u32 = 4;
 async fn failing() -> Server {
     let faults = ["claude-haiku*@status=503:8%", "gpt-4*@status=429;retry-after=1:6%", "claude-sonnet*@cut-after=0:5%"];
     let faults = faults.iter().map(|fault| fault.parse().expect("a fault")).collect();
-    let behavior = Behavior { faults, ..Behavior::instant() };
+    simulator(Behavior { faults, ..Behavior::instant() }).await
+}
+
+async fn simulator(behavior: Behavior) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     Server::start(Options { behavior, ..Options::default() }, listener).expect("a simulator")
 }
@@ -399,7 +403,25 @@ fn damage(tool: &Tool, archive: &str) {
     let manifest: Value =
         serde_json::from_slice(&std::fs::read(format!("{archive}/manifest.json")).expect("a manifest")).expect("JSON");
     let files = manifest["files"].as_array().expect("files");
-    let file = files.iter().find(|file| file["topic"] == "journal").expect("a file")["file"].as_str().expect("a name");
+    let entry = files.iter().find(|file| file["topic"] == "journal").expect("a file");
+    let file = entry["file"].as_str().expect("a name");
+    // Named twice, its requests would count twice.
+    let mut doubled = manifest.clone();
+    doubled["files"].as_array_mut().expect("files").push(entry.clone());
+    std::fs::write(format!("{archive}/manifest.json"), doubled.to_string()).expect("written");
+    let (code, told) = tool.json(&["replay", "--run", "doubled", "--archive", archive]);
+    assert!(code == Some(2) && told["error"].as_str().is_some_and(|e| e.contains("contradicts itself")), "{told}");
+    // A count that is wrong is found by whoever reads the file.
+    let mut miscounted = manifest.clone();
+    for of in miscounted["files"].as_array_mut().expect("files") {
+        if of["file"] == *file {
+            of["records"] = (of["records"].as_u64().expect("a count") - 1).into();
+        }
+    }
+    std::fs::write(format!("{archive}/manifest.json"), miscounted.to_string()).expect("written");
+    let (code, told) = tool.json(&["replay", "--run", "miscounted", "--archive", archive]);
+    assert!(code == Some(2) && told["error"].as_str().is_some_and(|e| e.contains("and should have")), "{told}");
+    std::fs::write(format!("{archive}/manifest.json"), manifest.to_string()).expect("written");
     let path = format!("{archive}/{file}");
     let mut bytes = std::fs::read(&path).expect("a file");
     let middle = bytes.len() / 2;
@@ -450,6 +472,7 @@ async fn calls_of_live_and_shadow_runs_are_on_their_own_account_and_topics() {
         ];
         let unasked = tool.output(&[&live[..], &["--run", "unasked"]].concat());
         assert!(String::from_utf8_lossy(&unasked.stderr).contains("say --yes"), "{unasked:?}");
+        assert!(!tool.folder.path().join("replays").exists(), "nobody can be asked, so nothing is decided");
         let (code, told) = tool.json(&[&live[..], &["--run", "live", "--yes"]].concat());
         let live_of = &told["live"];
         assert_eq!((code, &live_of["calls"], &live_of["over_budget"]), (Some(0), &10.into(), &0.into()), "{told:#}");
@@ -461,6 +484,8 @@ async fn calls_of_live_and_shadow_runs_are_on_their_own_account_and_topics() {
         // The same calls again: they were made.
         let (_, told) = tool.json(&[&live[..], &["--run", "live", "--yes", "--resume"]].concat());
         assert_eq!((&told["live"]["calls"], &told["live"]["made_before"]), (&0.into(), &10.into()), "{told:#}");
+
+        told_of_live_runs(&world, &tool, &cheaper).await;
 
         // The running system, followed.
         let shadow = [
@@ -511,6 +536,63 @@ async fn calls_of_live_and_shadow_runs_are_on_their_own_account_and_topics() {
         gateway.stop().await;
     };
     suite::case("live and shadow runs", run).await;
+}
+
+/// Budgets that calls under way have set aside, upstreams that do not answer, amounts, and what is left of a run.
+async fn told_of_live_runs(world: &World, tool: &Tool, policy: &str) {
+    let slow = simulator(Behavior { ttft_ms: Some(500), ..Behavior::instant() }).await;
+    let upstream = slow.base_url();
+    let live = ["replay", "--policy", policy, "--mode", "live", "--yes", "--sample", "10", "--rate", "1000"];
+    let at_once = [&live[..], &["--concurrency", "10", "--upstream", &upstream]].concat();
+    let pico = |told: &Value, name: &str| told["live"][name].as_str().and_then(|text| text.parse::<i128>().ok());
+    let (_, roomy) = tool.json(&[&at_once[..], &["--run", "roomy"]].concat());
+    let (most, spent) = (pico(&roomy, "most_pico_usd").expect("most"), pico(&roomy, "spent_pico_usd").expect("spent"));
+    assert!(spent > 0 && spent < most / 2, "{roomy:#}");
+    // What ten calls set aside together is more than that, what they cost is not.
+    let budget = PicoUsd::new(spent + most / 2).to_string();
+    let (code, tight) = tool.json(&[&at_once[..], &["--run", "tight", "--budget", &budget]].concat());
+    let (calls, over) = (&tight["live"]["calls"], &tight["live"]["over_budget"]);
+    assert_eq!((code, calls, over), (Some(0), &10.into(), &0.into()), "{tight:#}");
+    assert_eq!(pico(&tight, "spent_pico_usd"), Some(spent), "{tight:#}");
+
+    let nobody = format!("http://127.0.0.1:{}/v1", free_port().expect("a port"));
+    let (code, dead) = tool.json(&[&live[..], &["--run", "dead", "--upstream", &nobody]].concat());
+    let told = &dead["live"];
+    assert_eq!((code, &told["calls"], &told["failed"]), (Some(2), &10.into(), &10.into()), "{dead:#}");
+    assert!(told["first_failure"].is_string() && told["simulated"] == 0, "{dead:#}");
+    let (code, wrong) = tool.json(&[&live[..], &["--run", "wrong", "--upstream", "nowhere"]].concat());
+    assert!(code == Some(2) && wrong["error"].as_str().is_some_and(|e| e.contains("upstream_override = nowhere")));
+
+    let first = std::fs::read_to_string(tool.folder.path().join("replays/tight/answers.jsonl")).expect("answers");
+    let first: Value = serde_json::from_str(first.lines().next().expect("an answer")).expect("JSON");
+    let request = first["call"]["request_id"].as_str().expect("an id");
+    let diff = Command::new(env!("CARGO_BIN_EXE_tollstream"))
+        .args(["replay", "diff", request, "--run", "tight", "--json"])
+        .current_dir(tool.folder.path())
+        .output()
+        .expect("tollstream runs");
+    let diff: Value = serde_json::from_slice(&diff.stdout).unwrap_or_else(|e| panic!("{e}: {diff:?}"));
+    let row = &diff["requests"][0];
+    for amount in [&row["recorded"]["cost_pico_usd"], &row["candidate"]["cost_pico_usd"], &row["cost_low_pico_usd"]] {
+        assert!(amount.as_str().is_some_and(|text| text.parse::<i128>().is_ok()), "{diff:#}");
+    }
+
+    let topic = format!("{}replay.tight.journal", world.config.kafka.topic_prefix);
+    let consumer: BaseConsumer = kafka::cold_consumer(&world.config.kafka, "digest").create().expect("a consumer");
+    let has_topic =
+        || consumer.fetch_metadata(None, PATIENCE).expect("metadata").topics().iter().any(|t| t.name() == topic);
+    let query = format!(
+        "SELECT count() AS rows FROM {}.replay_decisions WHERE run IN ('tight', 'roomy') GROUP BY run ORDER BY run",
+        world.config.clickhouse.database
+    );
+    assert!(has_topic() && rows_at(&world.config.clickhouse.url, &query).await.len() == 2);
+    let (code, removed) = tool.json(&["replay", "remove", "tight"]);
+    assert_eq!((code, removed["topics"].as_array().map(Vec::len)), (Some(0), Some(2)), "{removed:#}");
+    eventually("the topic is gone", async || (!has_topic()).then_some(())).await;
+    assert_eq!(rows_at(&world.config.clickhouse.url, &query).await.len(), 1, "another run's rows stay");
+    assert!(!tool.folder.path().join("replays/tight").exists());
+    let (code, told) = tool.json(&["replay", "remove", "tight"]);
+    assert!(code == Some(2) && told["error"].as_str().is_some_and(|e| e.contains("there is no run tight")), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -86,7 +86,7 @@ pub(super) async fn run(config: Config, arguments: &Arguments, decided: Decided)
     let codec = Arc::new(Codec::connect(Registry::new(&config.registry, &config.kafka.topic_prefix)?).await?);
     let (budget, resumes) = (arguments.spending.budget, arguments.resume);
     let caller = Caller::open(&config, codec, &decided.name, Origin::Replay, budget, resumes).await?;
-    let told = call_all(&caller, arguments, wanted, &mut decided).await?;
+    let told = Told { most, ..call_all(&caller, arguments, wanted, &mut decided).await? };
     let any_answered = told.calls == 0 || told.failed < told.calls;
     Ok(Called { told: tell(arguments, &caller, told).await, any_answered })
 }
@@ -198,6 +198,8 @@ struct Told {
     estimated: PicoUsd,
     cost: PicoUsd,
     within: u64,
+    /// What they could have cost, together.
+    most: PicoUsd,
 }
 
 impl Told {
@@ -240,6 +242,7 @@ async fn tell(arguments: &Arguments, caller: &Caller, told: Told) -> Value {
             "estimated_cost_pico_usd": pico(told.estimated),
             "cost_pico_usd": pico(told.cost),
             "within_the_estimate": told.within,
+            "most_pico_usd": pico(told.most),
             "spent_pico_usd": pico(account.spent()),
             "budget_pico_usd": pico(caller.budget()),
             "answers": told.path,
