@@ -16,6 +16,7 @@ pub mod node;
 pub mod processor;
 pub mod projection;
 pub mod provider;
+pub mod purge;
 pub mod queries;
 #[cfg(test)]
 mod random;

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::codec::{self, Codec, Registry};
 use crate::config::Config;
-use crate::facade::{self, Admin, Facade, Guard, Operators, Statements, Usage};
+use crate::facade::{self, Admin, Facade, Guard, Operators, Purges, Statements, Usage};
 use crate::processor::health::{Board, Deployments};
 use crate::records::Topic;
 use crate::runtime::control::{self, Control};
@@ -166,6 +166,7 @@ impl Node {
                 writer: ControlWriter::new(shared.config.kafka.clone(), codec.clone(), publisher.clone()),
                 deployments: shared.deployments.clone(),
                 statements: Statements::new(shared.config.kafka.clone(), codec.clone()),
+                purges: Purges::new(shared.config.kafka.clone(), codec.clone(), publisher.clone()),
                 usage,
                 key: shared.config.admin.key.clone(),
                 guard: Guard::register(&shared.metrics, "tollstream_admin"),

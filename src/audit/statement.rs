@@ -16,7 +16,7 @@ use crate::processor::ledger::Balance;
 use crate::processor::{State, checkpoint, fold};
 use crate::records::Topic;
 use crate::records::control::{Limits, Spend};
-use crate::records::journal::{Entry, Tenancy};
+use crate::records::journal::{Entry, Fact, Tenancy};
 use crate::records::responses::RateLimit;
 
 /// What the journal says of a partition at a moment.
@@ -29,6 +29,14 @@ pub struct Statement {
     pub state: State,
     /// The rules that are in force.
     pub tables: Arc<Tables>,
+    tenancy: Tenancy,
+}
+
+/// A place on a partition of the journal, and whose commits count from there on.
+#[derive(Debug, Clone, Copy)]
+pub struct Behind {
+    offset: i64,
+    tenancy: Tenancy,
 }
 
 impl Reader {
@@ -78,7 +86,37 @@ impl Reader {
             }
         };
         let at = at.unwrap_or(now.max(state.clock));
-        Ok(Statement { at, partition, journal_offset, state, tables })
+        Ok(Statement { at, partition, journal_offset, state, tables, tenancy })
+    }
+
+    /// The facts of the effective commit on a record of `requests`, of which there is none before `behind`, and how far that
+    /// has been looked for. `None`: nobody has decided it yet.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn decision_on(
+        &self,
+        organization: &OrganizationId,
+        mut behind: Behind,
+        source_offset: i64,
+    ) -> Result<(Behind, Option<Vec<Fact>>), Error> {
+        let (journal, _) = plan::of_organization(self, organization)?;
+        let (end, mut found) = (journal.offsets.end, None);
+        let partition = journal.partition;
+        self.each(&Extent { offsets: behind.offset..end, ..journal }, |message| {
+            let place = Place { topic: Topic::Journal, partition, offset: message.offset() };
+            let entry = self.entry(place, message.payload().unwrap_or_default())?;
+            let effective = behind.tenancy.accept(message.offset(), &entry);
+            behind.offset = message.offset() + 1;
+            match entry {
+                Entry::Commit(commit) if effective && commit.source_offset == Some(source_offset) => {
+                    found = Some(commit.facts);
+                    Ok(ControlFlow::Break(()))
+                }
+                Entry::Commit(_) | Entry::OwnershipTaken(_) => Ok(ControlFlow::Continue(())),
+            }
+        })?;
+        Ok((behind, found))
     }
 
     /// The fold of the latest checkpoint of this journal that is whole, of this version and not after `at`, and the offset
@@ -114,9 +152,14 @@ impl Reader {
 }
 
 impl Statement {
+    /// Where it ends.
+    pub const fn behind(&self) -> Behind {
+        Behind { offset: self.journal_offset, tenancy: self.tenancy }
+    }
+
     /// As JSON; amounts are dollars as decimal text.
     pub fn describe(&self, organization: &OrganizationId) -> Value {
-        let Self { at, partition, journal_offset, state, tables } = self;
+        let Self { at, partition, journal_offset, state, tables, tenancy: _ } = self;
         let books = state.ledger.books(organization);
         let terms = tables.terms(organization, None);
         let (limits, spend) = terms.as_ref().map_or((Limits::NONE, Spend::NONE), |terms| (terms.limits, terms.spend));

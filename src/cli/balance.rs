@@ -6,12 +6,12 @@ use anyhow::{Context as _, ensure};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::audit::{COULD_NOT_LOOK, Moment, reader};
+use super::audit::{COULD_NOT_LOOK, reader};
 use super::connection::Connection;
 use super::output;
 use crate::audit::statement::Statement;
 use crate::causes::causes;
-use crate::domain::OrganizationId;
+use crate::domain::{Moment, OrganizationId};
 use crate::runtime::clock;
 
 #[derive(Debug, Clone, Args)]

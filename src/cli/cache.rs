@@ -1,29 +1,25 @@
 //! `tollstream cache`: which answers are kept for an organization, and how they are forgotten.
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
-use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::{Value, json};
 
-use super::audit::{COULD_NOT_LOOK, Moment, reader};
+use super::audit::{COULD_NOT_LOOK, reader};
 use super::connection::Connection;
 use super::output;
+use crate::audit::reader::Reader;
 use crate::audit::statement::Statement;
 use crate::causes::causes;
 use crate::codec::{Codec, Registry};
 use crate::config::Config;
-use crate::domain::{ModelName, OrganizationId, Timestamp};
-use crate::records::Topic;
-use crate::records::requests::{PurgeCache, Request, RequestRecord};
-use crate::runtime::{clock, kafka};
-
-/// How long a purge waits for whoever has the partition, and between two looks.
-const DECISION_MAX: Duration = Duration::from_secs(15);
-const LOOK_EVERY: Duration = Duration::from_millis(300);
-const DELIVERY_MAX: Duration = Duration::from_secs(10);
+use crate::domain::{ModelName, Moment, OrganizationId, Timestamp};
+use crate::purge::{self, DECISION_MAX, Purged};
+use crate::records::requests::PurgeCache;
+use crate::runtime::clock;
+use crate::runtime::publisher::Publisher;
 
 #[derive(Debug, Clone, Args)]
 pub struct Cache {
@@ -62,7 +58,7 @@ pub struct Purge {
     #[arg(long, value_name = "MODEL")]
     pub model: Option<ModelName>,
     /// Only those kept before then: 2026-11-23T10:00:00Z, or 30s, 15m, 2h, 7d ago
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, visible_alias = "older-than", value_name = "TIME")]
     pub before: Option<Moment>,
     /// Print one JSON object
     #[arg(long)]
@@ -98,6 +94,10 @@ async fn statement(config: Config, organization: &OrganizationId) -> anyhow::Res
 
 async fn stats(arguments: &Stats) -> anyhow::Result<ExitCode> {
     let statement = statement(arguments.connection.load()?, &arguments.organization).await?;
+    let is_known = statement.tables.organization(&arguments.organization).is_some();
+    if !is_known && statement.state.cache.of(&arguments.organization).is_none() {
+        bail!("control has no organization {}", arguments.organization);
+    }
     let described = describe(&statement, &arguments.organization);
     if arguments.json {
         output::line(&described.to_string());
@@ -177,50 +177,26 @@ fn describe(statement: &Statement, organization: &OrganizationId) -> Value {
 }
 
 async fn purge(arguments: &Purge) -> anyhow::Result<ExitCode> {
-    let config = arguments.connection.load()?;
-    let now = clock::now();
-    let before = arguments.before.map(|before| before.before(now));
-    let known = statement(config.clone(), &arguments.organization).await?;
-    if known.tables.organization(&arguments.organization).is_none() {
-        bail!("control has no organization {}", arguments.organization);
-    }
-    let meant = known.state.cache.to_purge(&arguments.organization, arguments.model.as_ref(), before).len();
-    let purge = PurgeCache { organization: arguments.organization.clone(), model: arguments.model.clone(), before };
-    let offset = publish(&config, known.partition, purge).await?;
-    let since = tokio::time::Instant::now();
-    let is_decided = loop {
-        let decided = statement(config.clone(), &arguments.organization).await?.state.last_source_offset;
-        if decided.is_some_and(|decided| decided >= offset) {
-            break true;
-        }
-        if since.elapsed() > DECISION_MAX {
-            break false;
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    };
-    let place = format!("requests/{} offset {offset}", known.partition);
-    match (arguments.json, is_decided) {
+    let (config, organization) = (arguments.connection.load()?, &arguments.organization);
+    let before = arguments.before.map(|before| before.before(clock::now()));
+    let known = statement(config.clone(), organization).await?;
+    let codec = Arc::new(Codec::connect(Registry::new(&config.registry, &config.kafka.topic_prefix)?).await?);
+    let reader = Arc::new(Reader { codec, ..reader(config.clone())? });
+    reader.progress.finish_and_clear();
+    let publisher = Publisher::new(&config.kafka)?;
+    let wanted = PurgeCache { organization: organization.clone(), model: arguments.model.clone(), before };
+    let Purged { partition, offset, answers } = purge::purge(reader, &publisher, known, wanted).await?;
+    let place = format!("requests/{partition} offset {offset}");
+    match (arguments.json, answers) {
         (true, _) => output::line(
-            &json!({ "organization": arguments.organization.as_str(), "purged": is_decided, "answers": meant, "record": place })
+            &json!({ "organization": organization.as_str(), "purged": answers.is_some(), "answers": answers, "record": place })
                 .to_string(),
         ),
-        (false, true) => output::line(&format!("about {meant} answers of {} are forgotten ({place})", arguments.organization)),
-        (false, false) => output::note(&format!(
+        (false, Some(answers)) => output::line(&format!("{answers} answers of {organization} are forgotten ({place})")),
+        (false, None) => output::note(&format!(
             "{place} asks for it, and nobody has decided it within {} s: it holds as soon as a gateway does",
             DECISION_MAX.as_secs()
         )),
     }
-    Ok(if is_decided { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Puts the record where the organization's requests are.
-async fn publish(config: &Config, partition: i32, purge: PurgeCache) -> anyhow::Result<i64> {
-    let codec = Codec::connect(Registry::new(&config.registry, &config.kafka.topic_prefix)?).await?;
-    let (topic, organization) = (kafka::topic_name(&config.kafka, Topic::Requests), purge.organization.clone());
-    let mut payload = Vec::new();
-    codec.encode(&RequestRecord::from(Request::PurgeCache(purge)), &mut payload)?;
-    let producer: FutureProducer = kafka::producer(&config.kafka).create()?;
-    let record = FutureRecord::to(&topic).partition(partition).key(organization.as_str()).payload(&payload);
-    let sent = producer.send(record, DELIVERY_MAX).await;
-    Ok(sent.map_err(|(error, _)| error).context("kafka did not take the record")?.offset)
+    Ok(if answers.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -6,12 +6,12 @@ use anyhow::Context as _;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::audit::{COULD_NOT_LOOK, Moment, reader};
+use super::audit::{COULD_NOT_LOOK, reader};
 use super::connection::Connection;
 use super::output;
 use crate::audit::plan;
 use crate::causes::causes;
-use crate::domain::{OrganizationId, PicoUsd, RequestId, Timestamp};
+use crate::domain::{Moment, OrganizationId, PicoUsd, RequestId, Timestamp};
 use crate::explain::tell::{Line, cost, duration, lines, tokens, usd};
 use crate::explain::{Attempt, Posted, Step, Stories, Story};
 use crate::records::journal::{Entry, JournalRecord};

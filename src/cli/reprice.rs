@@ -8,12 +8,12 @@ use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::audit::{COULD_NOT_LOOK, Moment, reader};
+use super::audit::{COULD_NOT_LOOK, reader};
 use super::connection::Connection;
 use super::output;
 use crate::audit::plan;
 use crate::causes::causes;
-use crate::domain::{OrganizationId, PicoUsd};
+use crate::domain::{Moment, OrganizationId, PicoUsd};
 use crate::explain::tell::usd;
 use crate::reprice::{Report, Repricing, Scope, Totals, catalogue};
 use crate::runtime::clock;

@@ -3,6 +3,7 @@
 pub mod calendar;
 pub mod fingerprint;
 pub mod ids;
+pub mod moment;
 pub mod money;
 pub mod time;
 pub mod usage;
@@ -12,6 +13,7 @@ pub use fingerprint::Fingerprint;
 pub use ids::{
     ConversationId, DeploymentId, KeyId, ModelName, OrganizationId, PlanName, PolicyName, RequestId, RequestKey, UserId,
 };
+pub use moment::Moment;
 pub use money::PicoUsd;
 pub use time::Timestamp;
 pub use usage::{Price, TokenUsage};

@@ -27,6 +27,7 @@ mod listener;
 mod metrics;
 mod models;
 pub mod operators;
+pub mod purges;
 mod rate_limits;
 mod reassembly;
 mod request;
@@ -66,6 +67,7 @@ use crate::telemetry::{Metrics, Traces};
 pub use admin::Admin;
 pub use guard::Guard;
 pub use operators::Operators;
+pub use purges::Purges;
 pub use statements::Statements;
 pub use usage::Usage;
 

@@ -16,6 +16,7 @@ use super::admin::Shared;
 use super::authenticate;
 use super::error::{self, Refusal, X_REQUEST_ID, value};
 use super::guard::Guard;
+use super::purges::{self, Purges};
 use super::request;
 use super::routes::Route;
 use super::server::ClientAddress;
@@ -54,6 +55,7 @@ pub struct Operators {
     pub control: Control,
     pub writer: ControlWriter,
     pub statements: Statements,
+    pub purges: Purges,
     pub usage: Arc<Usage>,
     /// How the deployments do, as this process knows from its own calls.
     pub deployments: Deployments,
@@ -62,10 +64,11 @@ pub struct Operators {
     pub guard: Guard,
 }
 
-pub const ROUTES: [Route<Arc<Shared>>; 11] = [
+pub const ROUTES: [Route<Arc<Shared>>; 12] = [
     Route::new("get", "/admin/v1/openapi.json", || get(openapi)),
     Route::new("get", "/admin/v1/providers", || get(providers)),
     Route::new("get", "/admin/v1/usage", || get(usage::of_operator)),
+    Route::new("post", "/admin/v1/cache/purge", || post(purge)),
     Route::new("get", "/admin/v1/{kind}", || get(list)),
     Route::new("post", "/admin/v1/{kind}", || post(create)),
     Route::new("get", "/admin/v1/{kind}/{id}", || get(one)),
@@ -283,6 +286,21 @@ async fn history(State(shared): State<Arc<Shared>>, Path(path): Path<(String, St
     respond(&parts.headers, answer.await)
 }
 
+async fn purge(State(shared): State<Arc<Shared>>, http: Request) -> Response {
+    let (parts, body) = http.into_parts();
+    let answer = async {
+        let operators = &shared.operators;
+        let actor = operators.operator(&parts)?;
+        let wanted = purges::wanted(&object(&parts.headers, body).await?, clock::now())?;
+        let organization = wanted.organization.clone();
+        let purged = operators.purges.purge(wanted, &operators.statements, operators.control.tables()).await?;
+        tracing::info!(organization.id = %organization, answers = purged.answers, actor, "answers are forgotten");
+        let status = if purged.answers.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED };
+        Ok((status, purges::shown(&organization, purged), None))
+    };
+    respond(&parts.headers, answer.await)
+}
+
 async fn balance(State(shared): State<Arc<Shared>>, Path(path): Path<(String, String)>, http: Request) -> Response {
     let (parts, _) = http.into_parts();
     let answer = async {
@@ -330,6 +348,11 @@ fn kind_of(plural: &str) -> Result<EntityKind, Refusal> {
 fn not_found(kind: EntityKind, id: &str) -> Refusal {
     let id = id.chars().take(crate::domain::ids::ID_BYTES_MAX).collect();
     Refusal::Edit(edit::Refusal::NotFound { kind, id })
+}
+
+/// There is no such organization.
+pub(super) fn no_organization(id: &str) -> Refusal {
+    not_found(EntityKind::Organization, id)
 }
 
 /// The document with its kind and version.

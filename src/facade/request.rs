@@ -23,8 +23,6 @@ const TRACEPARENT_HEADER: &str = "traceparent";
 /// Bounds on the labels that a request carries into cost reports.
 const TAGS_MAX: usize = 16;
 const TAG_BYTES_MAX: usize = 64;
-/// More of the header has nothing that we know.
-const CACHE_CONTROL_CHARS_MAX: usize = 256;
 /// Longest deadline that a client can ask for: a day. The processor's own bound may be lower.
 const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 
@@ -44,6 +42,8 @@ struct View<'a> {
     metadata: Option<&'a RawValue>,
     #[serde(borrow, default)]
     user: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    cache: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -90,6 +90,10 @@ pub fn read(body: &[u8]) -> Result<Asked<'_>, Refusal> {
     if messages.strip_prefix('[').is_none_or(|rest| rest.trim_ascii_start().starts_with(']')) {
         let problem = "an array with at least one message is expected".to_owned();
         return Err(Refusal::InvalidField { param: "messages", problem });
+    }
+    // Its owner reads it; what is wrong with it is better told here, by its name.
+    if let Some(Err((param, problem))) = view.cache.map(Directives::of_member) {
+        return Err(Refusal::InvalidField { param, problem: problem.to_owned() });
     }
     let user = string(view.user, "user")?.filter(|user| !user.is_empty()).and_then(|user| pseudonym(&user));
     let mut asked = Asked { model, stream, organization: None, user_tier: None, user, tags: BTreeMap::new() };
@@ -196,18 +200,23 @@ pub fn headers(headers: &HeaderMap) -> Result<Headers<'_>, Refusal> {
             return Err(Refusal::InvalidHeader { name: CONVERSATION_HEADER, problem: error.to_string() });
         }
     };
-    let cache_control = text(CACHE_CONTROL_HEADER)?;
-    if let Some(Err(problem)) = cache_control.map(Directives::parse) {
-        return Err(Refusal::InvalidHeader { name: CACHE_CONTROL_HEADER, problem });
-    }
     Ok(Headers {
-        cache_control: cache_control.map(|text| text.chars().take(CACHE_CONTROL_CHARS_MAX).collect()),
+        cache_control: cache_control(headers)?.header(),
         organization: text(ORGANIZATION_HEADER)?,
         tags: text(TAGS_HEADER)?.map(tags).transpose()?.unwrap_or_default(),
         conversation_id,
         timeout: text(TIMEOUT_HEADER)?.map(timeout).transpose()?,
         // A trace context that is none is no reason to refuse a request.
         traceparent: traceparent(headers).map(str::to_owned),
+    })
+}
+
+/// What all headers of that name say; there may be several.
+fn cache_control(headers: &HeaderMap) -> Result<Directives, Refusal> {
+    let invalid = |problem: String| Refusal::InvalidHeader { name: CACHE_CONTROL_HEADER, problem };
+    headers.get_all(CACHE_CONTROL_HEADER).iter().try_fold(Directives::default(), |all, value| {
+        let text = value.to_str().map_err(|_| invalid("printable ASCII is expected".to_owned()))?;
+        Ok(all.and(Directives::parse(text).map_err(invalid)?))
     })
 }
 
@@ -316,6 +325,16 @@ mod tests {
                 r#"{"model":"a","messages":[1],"stream_options":{"include_usage":1}}"#,
                 "invalid value for stream_options: an object with a boolean include_usage is expected",
             ),
+            (r#"{"model":"a","messages":[1],"cache":true}"#, "invalid value for cache: an object is expected"),
+            (r#"{"model":"a","messages":[1],"cache":[true]}"#, "invalid value for cache: an object is expected"),
+            (
+                r#"{"model":"a","messages":[1],"cache":{"no-store":1}}"#,
+                "invalid value for cache.no-store: a boolean is expected",
+            ),
+            (
+                r#"{"model":"a","messages":[1],"cache":{"s-maxage":-1}}"#,
+                "invalid value for cache.s-maxage: a whole number of seconds is expected",
+            ),
             (r#"{"model":"a","messages":[1],"metadata":[]}"#, "invalid value for metadata: an object is expected"),
             (
                 r#"{"model":"a","messages":[1],"metadata":{"organization_id":1}}"#,
@@ -380,11 +399,22 @@ mod tests {
             ("x-tollstream-timeout-ms", "0"),
             ("x-tollstream-timeout-ms", "86400001"),
             ("x-tollstream-timeout-ms", "soon"),
+            ("cache-control", "no-store, max-age=soon"),
         ] {
             let refusal = headers(&map(&[(name, value)])).unwrap_err();
             assert!(matches!(refusal, Refusal::InvalidHeader { name: n, .. } if n == name), "{name}: {value}");
         }
         assert_eq!(headers(&map(&[("traceparent", "nonsense")])).unwrap(), Headers::default());
+    }
+
+    #[test]
+    fn what_is_said_of_the_cache_is_taken_whole_however_much_else_is_said() {
+        let long = format!("{}, max-age=60, no-store", "x".repeat(300));
+        assert_eq!(headers(&map(&[("cache-control", &long)])).unwrap().cache_control.unwrap(), "no-store, max-age=60");
+        let mut several = map(&[("cache-control", "max-age=60")]);
+        several.append("cache-control", "no-cache, max-age=5, private".parse().unwrap());
+        assert_eq!(headers(&several).unwrap().cache_control.unwrap(), "no-cache, max-age=5");
+        assert_eq!(headers(&map(&[("cache-control", "private")])).unwrap(), Headers::default());
     }
 
     #[test]

@@ -194,7 +194,12 @@ fn admit(
     let looked = arrival.cache.and_then(|wanted| {
         let under = (context.control, &terms, context.at);
         let who = cache::who_answers(request.policy.as_ref(), &route);
-        cache::look_up(&state.cache, &chat.organization, wanted, &who, under)
+        cache::look_up(&state.cache, &chat.organization, wanted, &who, under, |leader| {
+            // Its answer ends with its own deadline.
+            let leader = state.open(&key_of(&chat.organization, leader));
+            let left = leader.map(|leader| leader.admitted.deadline_at.since(context.at));
+            left.is_some_and(|left| deadline_at.since(context.at) <= left.saturating_mul(cache::SHARED_TIME_FACTOR_MAX))
+        })
     });
     let (looked_up, found) = looked.map_or((None, None), |looked| (Some(looked.fact), looked.answer));
     // Nobody is called for an answer that was found.

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use super::router::Route;
 use crate::control::Tables;
@@ -21,6 +22,9 @@ use crate::records::journal::{AttemptSource, CacheInserted, CacheLookedUp, Cache
 pub const EVICTED_MAX: usize = 256;
 /// Longest time for which an answer is kept, in seconds: 30 days.
 pub const TTL_SECONDS_MAX: u64 = 30 * 24 * 3_600;
+/// How many times as long as the first one has left who shares its call may have: whoever has more time than that is not
+/// made to end with the first one's deadline.
+pub const SHARED_TIME_FACTOR_MAX: u32 = 2;
 
 /// What a request says about the cache, as `cache-control` or in its body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -53,12 +57,67 @@ impl Directives {
                     let seconds = value.map(|value| value.trim().trim_matches('"')).unwrap_or_default();
                     let parsed = seconds.parse::<u64>();
                     let wrong = |_| format!("max-age wants a number of seconds, and has {seconds:?}");
-                    directives.max_age_seconds = Some(parsed.map_err(wrong)?);
+                    let seconds = parsed.map_err(wrong)?;
+                    directives.max_age_seconds = directives.max_age_seconds.into_iter().chain([seconds]).min();
                 }
                 _ => {}
             }
         }
         Ok(directives)
+    }
+
+    /// Reads the member `cache` of a body, in the words of LiteLLM's proxy (docs.litellm.ai/docs/proxy/caching); what else
+    /// there may be in it is passed over.
+    ///
+    /// # Errors
+    /// The member that is wrong, and what is expected of it.
+    pub fn of_member(member: &RawValue) -> Result<Self, (&'static str, &'static str)> {
+        #[derive(Deserialize)]
+        struct Member<'a> {
+            #[serde(borrow, default, rename = "no-cache")]
+            no_cache: Option<&'a RawValue>,
+            #[serde(borrow, default, rename = "no-store")]
+            no_store: Option<&'a RawValue>,
+            #[serde(borrow, default)]
+            ttl: Option<&'a RawValue>,
+            #[serde(borrow, default, rename = "s-maxage")]
+            max_age: Option<&'a RawValue>,
+        }
+        fn value<'a, T: Deserialize<'a>>(
+            raw: Option<&'a RawValue>,
+            wrong: (&'static str, &'static str),
+        ) -> Result<Option<T>, (&'static str, &'static str)> {
+            let read = raw.map(|raw| serde_json::from_str::<Option<T>>(raw.get()));
+            read.transpose().map(Option::flatten).map_err(|_| wrong)
+        }
+        let (flag, seconds) = ("a boolean is expected", "a whole number of seconds is expected");
+        let object = ("cache", "an object is expected");
+        if member.get() == "null" {
+            return Ok(Self::default());
+        }
+        // A list would be taken for its members in their order.
+        if !member.get().starts_with('{') {
+            return Err(object);
+        }
+        let Member { no_cache, no_store, ttl, max_age } = serde_json::from_str(member.get()).map_err(|_| object)?;
+        Ok(Self {
+            no_cache: value(no_cache, ("cache.no-cache", flag))?.unwrap_or(false),
+            no_store: value(no_store, ("cache.no-store", flag))?.unwrap_or(false),
+            max_age_seconds: value(max_age, ("cache.s-maxage", seconds))?,
+            ttl_seconds: value(ttl, ("cache.ttl", seconds))?,
+        })
+    }
+
+    /// As a header says it, if it says anything: what [`parse`](Self::parse) reads, and nothing else.
+    pub fn header(&self) -> Option<String> {
+        let Self { no_cache, no_store, max_age_seconds, ttl_seconds: _ } = self;
+        let said = [
+            no_cache.then(|| "no-cache".to_owned()),
+            no_store.then(|| "no-store".to_owned()),
+            max_age_seconds.map(|seconds| format!("max-age={seconds}")),
+        ];
+        let said: Vec<String> = said.into_iter().flatten().collect();
+        (!said.is_empty()).then(|| said.join(", "))
     }
 
     /// Both, the stricter where they differ.
@@ -89,6 +148,8 @@ pub enum Bodies<'a> {
     /// As it was when it was decided.
     Recorded {
         is_lost: bool,
+        /// The call of another one was shared, whatever time its asker had: what was refused in the end does not say.
+        is_shared: bool,
     },
 }
 
@@ -96,7 +157,7 @@ impl Bodies<'_> {
     fn has(self, organization: &OrganizationId, fingerprint: Fingerprint) -> bool {
         match self {
             Self::Live(shelf) => shelf.has(organization, fingerprint),
-            Self::Recorded { is_lost } => !is_lost,
+            Self::Recorded { is_lost, .. } => !is_lost,
         }
     }
 }
@@ -380,6 +441,7 @@ pub(super) fn look_up<'a>(
     wanted: &Wanted<'_>,
     who: &str,
     (control, terms, at): (&Tables, &Terms<'_>, Timestamp),
+    may_share: impl Fn(&RequestId) -> bool,
 ) -> Option<Found<'a>> {
     terms.plan.cache.as_ref()?;
     let Directives { no_cache, no_store, max_age_seconds, ttl_seconds } = wanted.directives;
@@ -417,7 +479,9 @@ pub(super) fn look_up<'a>(
             missed = CacheOutcome::Lost;
         }
     }
-    match entries.and_then(|entries| entries.flights.get(&fingerprint)) {
+    let is_shared = matches!(wanted.bodies, Bodies::Recorded { is_shared: true, .. });
+    let flight = entries.and_then(|entries| entries.flights.get(&fingerprint));
+    match flight.filter(|leader| is_shared || may_share(leader)) {
         Some(leader) => Some(Found { fact: said(CacheOutcome::Shared, None), answer: Some(Answer::Flight(leader)) }),
         None => Some(Found { fact: said(missed, None), answer: None }),
     }

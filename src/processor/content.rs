@@ -50,6 +50,8 @@ pub enum Error {
     Json(String),
     #[error("cache-control: {0}")]
     CacheControl(String),
+    #[error("{member}: {problem}")]
+    Cache { member: &'static str, problem: &'static str },
     #[error("the body is larger than any that is read")]
     TooLarge,
     #[error("messages must have at least one message")]
@@ -79,32 +81,12 @@ struct View<'a> {
     tools: Option<Tools>,
     #[serde(borrow, default)]
     temperature: Option<&'a RawValue>,
-    #[serde(default)]
-    cache: Option<CacheMember>,
+    #[serde(borrow, default)]
+    cache: Option<&'a RawValue>,
     #[serde(borrow, default)]
     functions: Option<&'a RawValue>,
     #[serde(borrow, default)]
     response_format: Option<&'a RawValue>,
-}
-
-/// What a body says of the cache, in the words of LiteLLM's proxy (docs.litellm.ai/docs/proxy/caching).
-#[derive(Deserialize)]
-struct CacheMember {
-    #[serde(default, rename = "no-cache")]
-    no_cache: bool,
-    #[serde(default, rename = "no-store")]
-    no_store: bool,
-    #[serde(default)]
-    ttl: Option<u64>,
-    #[serde(default, rename = "s-maxage")]
-    max_age: Option<u64>,
-}
-
-impl From<CacheMember> for Directives {
-    fn from(member: CacheMember) -> Self {
-        let CacheMember { no_cache, no_store, ttl, max_age } = member;
-        Self { no_cache, no_store, max_age_seconds: max_age, ttl_seconds: ttl }
-    }
 }
 
 #[derive(Deserialize)]
@@ -132,6 +114,8 @@ pub fn read(body: &[u8]) -> Result<Content, Error> {
             return Err(Error::OutputCap { name });
         }
     }
+    let cache = view.cache.map(Directives::of_member).transpose();
+    let cache = cache.map_err(|(member, problem)| Error::Cache { member, problem })?.unwrap_or_default();
     let tools = view.tools.unwrap_or_default();
     let response_format = view.response_format.map_or(ResponseFormat::Text, response_format);
     let json = |value: Option<&RawValue>| value.map_or(0, |value| tokens::count(value.get()));
@@ -147,7 +131,7 @@ pub fn read(body: &[u8]) -> Result<Content, Error> {
         include_usage: view.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
         is_steady: view.temperature.and_then(|value| value.get().parse::<f64>().ok()).is_some_and(|value| value == 0.0),
         has_tools: tools.count > 0 || view.functions.is_some_and(|functions| functions.get() != "null"),
-        cache: view.cache.map(Directives::from).unwrap_or_default(),
+        cache,
         features: Features {
             body_bytes: body.len() as u64,
             messages: view.messages.count,

@@ -327,7 +327,7 @@ impl World {
                         max_age_seconds: self.random.one_in(8).then_some(50),
                         ttl_seconds: self.random.one_in(8).then_some(1),
                     };
-                    let bodies = Bodies::Recorded { is_lost: self.random.one_in(8) };
+                    let bodies = Bodies::Recorded { is_lost: self.random.one_in(8), is_shared: false };
                     Wanted { content: Fingerprint::new(self.random.below(3).into()), directives, bodies }
                 });
                 let (chat, cache) = (&chat, cache.as_ref());
@@ -643,6 +643,42 @@ pub fn journal(seed: u64) -> (Vec<Entry>, Tables) {
     }
     world.settle();
     (world.journal, world.control)
+}
+
+/// A journal of an owner that is asked the same at each of these seconds; whoever is called answers a second later.
+pub fn asked_again(seconds: &[i64], caching: Caching) -> (Vec<Entry>, Tables) {
+    let mut control = tables();
+    let plan = Plan { cache: Some(caching), ..Plan::default() };
+    let acme = Organization { plan: Some("tight".parse().unwrap()), ..Organization::named("Acme") };
+    let version = control.version_of(EntityKind::Organization, "acme");
+    for (id, entity, expected) in [("tight", Entity::Plan(plan), -1), ("acme", Entity::Organization(acme), version)] {
+        let stamp = Stamp { change_id: id.into(), actor: "test".into(), at: at(0) };
+        control.apply(control.offset() + 1, &ControlRecord::put(id, entity, expected, stamp)).unwrap();
+    }
+    let mut tenure = Tenure::begin(0, State::default());
+    let taken = OwnershipTaken { owner: "one".into(), at: at(0), version: "1".into() };
+    let mut journal = vec![Entry::OwnershipTaken(taken)];
+    let mut decide = |input: &Input<'_>, at: Timestamp| {
+        let health = crate::processor::health::Health::Unknown;
+        let with = Circumstances { at, control: &control, capacity: Capacity::Free, bounds: &BOUNDS, health };
+        let commit = tenure.decide(input, with).unwrap();
+        tenure.acknowledged(journal.len() as i64).unwrap();
+        journal.push(Entry::Commit(commit));
+    };
+    for (source_offset, seconds) in (0..).zip(seconds) {
+        let request_id = RequestId::parse(&format!("r{source_offset}")).unwrap();
+        let chat = Chat { request_id, ..hello("two") };
+        let bodies = Bodies::Recorded { is_lost: false, is_shared: false };
+        let wanted = Wanted { content: Fingerprint::new(7), directives: Directives::default(), bodies };
+        let (received_at, content) = (at(seconds * 1_000), content::read(&chat.body));
+        let (chat, cache) = (&chat, Some(&wanted));
+        decide(&Input::Chat { source_offset, received_at, chat, content, fingerprint: None, cache }, received_at);
+        let summary = Summary { finish_reason: Some("stop".into()), ..reported(10, 5) };
+        let key = key_of(&chat.organization, &chat.request_id);
+        let report = AttemptReport { kept_bytes: Some(9), ..ended(key, 1, AttemptEnd::Completed, summary) };
+        decide(&Input::AttemptEnded(Box::new(report)), at((seconds + 1) * 1_000));
+    }
+    (journal, control)
 }
 
 #[test]

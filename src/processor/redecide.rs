@@ -213,6 +213,7 @@ fn of_record<'a>(
     let source_offset = commit.source_offset.ok_or("it is of a record, and has no source offset")?;
     let key = key_of(organization, &request.request_id);
     let received_at = request.received_at;
+    let is_refused = matches!(commit.facts.first(), Some(Fact::RequestRefused(_)));
     let arrived = |record: OnRecord<'_>, capacity| {
         Ok(Given::Chat(Box::new(Asked {
             source_offset,
@@ -223,7 +224,7 @@ fn of_record<'a>(
             features: record.features,
             fingerprint: record.fingerprint.map(str::to_owned),
             capacity,
-            cache: commit.facts.iter().find_map(wanted_of),
+            cache: commit.facts.iter().find_map(|fact| wanted_of(fact, is_refused)),
         })))
     };
     match commit.facts.first() {
@@ -273,14 +274,16 @@ fn of_record<'a>(
 }
 
 /// What a request wanted of the cache, by what became of that.
-fn wanted_of(fact: &Fact) -> Option<Wanted<'static>> {
+fn wanted_of(fact: &Fact, is_refused: bool) -> Option<Wanted<'static>> {
     let Fact::CacheLookedUp(looked_up) = fact else { return None };
     let CacheLookedUp { content, outcome, keeps, ttl_seconds, max_age_seconds, .. } = *looked_up;
     let directives =
         Directives { no_cache: outcome == CacheOutcome::Bypassed, no_store: !keeps, max_age_seconds, ttl_seconds };
     // Who shares a call had nothing at hand.
     let is_lost = matches!(outcome, CacheOutcome::Lost | CacheOutcome::Shared);
-    Some(Wanted { content, directives, bodies: Bodies::Recorded { is_lost } })
+    // How much time its asker had is not known of a request that was refused.
+    let is_shared = is_refused && outcome == CacheOutcome::Shared;
+    Some(Wanted { content, directives, bodies: Bodies::Recorded { is_lost, is_shared } })
 }
 
 /// Whether the reason of a refusal is in what the journal does not hold.

@@ -48,6 +48,8 @@ impl CacheRecord {
         let TokenUsage { input, cached_input, cache_write, output, reasoning } = self.usage;
         let counts = [input, cached_input, cache_write, output, reasoning];
         pieces.push(counts.iter().flat_map(|count| format!("{count:?},").into_bytes()).collect());
+        // So that the last event of one is not taken for the body of another.
+        pieces.push((self.events.len() as u64).to_be_bytes().to_vec());
         pieces.extend(self.events.iter().map(|event| event.to_vec()));
         pieces.extend(self.body.iter().map(|body| body.to_vec()));
         pieces

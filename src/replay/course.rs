@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::estimate::{Estimate, Known};
 use super::row::{Half, Row};
 use crate::control::Tables;
-use crate::domain::{DeploymentId, OrganizationId, RequestKey, Timestamp};
+use crate::domain::{DeploymentId, Fingerprint, OrganizationId, RequestKey, Timestamp};
 use crate::processor::health::Health;
 use crate::processor::inference::{AttemptEnd, AttemptReport, sum};
 use crate::processor::redecide::{self, Given, decide_given, decide_supposed, given};
@@ -83,6 +83,8 @@ struct Following {
     ours: Ours,
     /// It has left the recorded course once.
     parted: bool,
+    /// Where the recorded request looked for its answer.
+    looked_up: Option<Fingerprint>,
 }
 
 /// A commit that was decided again, and whether its facts are those that are recorded.
@@ -140,6 +142,7 @@ impl Past {
         if counts {
             note(&mut self.standings, &commit.health);
             postings(&commit.facts).for_each(|posting| self.known.learn(posting));
+            learn_kept(&mut self.known, &commit.facts);
         }
     }
 }
@@ -158,9 +161,16 @@ impl Course {
     /// Goes on from there.
     pub fn new(name: Arc<str>, partition: i32, is_recorded: bool, past: Past) -> Self {
         let Past { state, known, standings } = past;
-        let follow = |(key, _): (&RequestKey, &OpenRequest)| {
-            let following =
-                Following { row: None, looked_at: None, is_recorded_open: true, ours: Ours::InStep, parted: false };
+        let follow = |(key, open): (&RequestKey, &OpenRequest)| {
+            let looked_up = open.looked_up.as_ref().map(|looked_up| looked_up.fingerprint);
+            let following = Following {
+                row: None,
+                looked_at: None,
+                is_recorded_open: true,
+                ours: Ours::InStep,
+                parted: false,
+                looked_up,
+            };
             (key.clone(), following)
         };
         let following = state.open_requests().map(follow).collect();
@@ -229,6 +239,7 @@ impl Course {
         self.tenure = commit.tenure;
         self.end_due(commit.at, control);
         self.counts.commits += u64::from(at.in_range);
+        learn_kept(&mut self.known, &commit.facts);
         let key = match (&commit.organization, &commit.request) {
             (Some(organization), Some(request)) => key_of(organization, &request.request_id),
             _ => return self.same(at, control),
@@ -377,6 +388,10 @@ impl Course {
             is_recorded_open: recorded.is_some(),
             ours: Ours::Over,
             parted: false,
+            looked_up: commit.facts.iter().find_map(|fact| match fact {
+                Fact::CacheLookedUp(looked_up) => Some(looked_up.fingerprint),
+                _ => None,
+            }),
         };
         following.ours = match (recorded, ours) {
             (_, None) => Ours::Over,
@@ -384,7 +399,9 @@ impl Course {
             (_, Some(_)) => Ours::Apart,
         };
         following.parted = recorded.is_some() && following.ours != Ours::InStep;
-        let is_alone = recorded.is_none() && ours.is_some();
+        // What is at hand is given at once, however long the recorded call took.
+        let is_hit = following.ours == Ours::Apart && ours.is_some_and(|ours| ours.source == AttemptSource::Cache);
+        let is_alone = ours.is_some() && (recorded.is_none() || is_hit);
         if let (Some(begun), Some(called), true) = (&mut self.begun, begun_by(&self.name, decision), at.in_range) {
             begun.push(called);
         }
@@ -481,7 +498,8 @@ impl Course {
         let Some(open) = self.state.open(key) else { return };
         let is_ours = commit.input == InputKind::Provider
             && open.started.deployment == posting.deployment
-            && open.started.model == posting.model;
+            && open.started.model == posting.model
+            && open.started.source.is_served() == posting.source.is_served();
         if is_ours {
             // The call that is open here was made later, or earlier, all the same: it ended like that.
             let attempt = open.attempt;
@@ -517,6 +535,8 @@ impl Course {
         // What is at hand costs nothing, and nothing about that is uncertain.
         let is_served = open.started.source.is_served();
         let elapsed_ms = u64::try_from(at.since(open.started_at).as_millis()).unwrap_or(u64::MAX);
+        let looked_up = self.following.get(key).and_then(|following| following.looked_up);
+        let is_answer = *end == AttemptEnd::Completed && !is_served;
         let report = AttemptReport {
             key: key.clone(),
             attempt: open.attempt,
@@ -534,7 +554,7 @@ impl Course {
             body: None,
             shortfall: None,
             earlier: None,
-            kept_bytes: None,
+            kept_bytes: looked_up.filter(|_| is_answer).and_then(|of| self.known.kept_bytes(of)),
         };
         let of = (!is_refused && !is_served).then_some(&estimate);
         self.supposed(key, at, &Input::AttemptEnded(Box::new(report)), of, control);
@@ -665,6 +685,15 @@ impl Course {
     fn unlike(&mut self, offset: i64, what: String) {
         if self.counts.unlike.len() < UNLIKE_MAX {
             self.counts.unlike.push(Unlike { partition: self.partition, offset, what });
+        }
+    }
+}
+
+/// Remembers how large the answers are that are kept.
+fn learn_kept(known: &mut Known, facts: &[Fact]) {
+    for fact in facts {
+        if let Fact::CacheInserted(inserted) = fact {
+            known.kept(inserted.fingerprint, inserted.bytes);
         }
     }
 }

@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::control::Tables;
-use crate::domain::{DeploymentId, ModelName, PicoUsd, TokenUsage};
+use crate::domain::{DeploymentId, Fingerprint, ModelName, PicoUsd, TokenUsage};
 use crate::processor::OpenRequest;
 use crate::processor::inference::{counted_input, estimated_input, input_percent};
 use crate::records::journal::AttemptEnded;
@@ -29,6 +29,8 @@ const DURATION_SUPPOSED_MS: u64 = 2_000;
 const OUTPUT_FACTOR: u64 = 2;
 /// Models and deployments of which answers are remembered at the most; control has far fewer.
 const KNOWN_MAX: usize = 10_000;
+/// Answers that are kept of which the size is remembered at the most.
+const KEPT_MAX: usize = 1_000_000;
 
 /// A mean of whole numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -63,6 +65,8 @@ pub(super) struct Known {
     outputs: HashMap<ModelName, Mean>,
     all_outputs: Mean,
     paces: HashMap<DeploymentId, Pace>,
+    /// Bytes of the answers that were kept: whoever is called in their place would give as much.
+    kept: HashMap<Fingerprint, u64>,
 }
 
 /// An estimate of what a call uses.
@@ -99,6 +103,18 @@ impl Known {
         }
     }
 
+    /// An answer of so many bytes was kept.
+    pub fn kept(&mut self, fingerprint: Fingerprint, bytes: u64) {
+        if self.kept.len() < KEPT_MAX || self.kept.contains_key(&fingerprint) {
+            self.kept.insert(fingerprint, bytes);
+        }
+    }
+
+    /// How large the answer is that was kept for those who ask this.
+    pub fn kept_bytes(&self, fingerprint: Fingerprint) -> Option<u64> {
+        self.kept.get(&fingerprint).copied()
+    }
+
     /// How long such a call is supposed to take, in milliseconds.
     pub fn duration_ms(&self, open: &OpenRequest) -> u64 {
         let output = self.output_of(&open.started.model);
@@ -125,7 +141,8 @@ impl Known {
         let most = estimated_input(features, ours);
         // Of a request that was cancelled, what there was of it until then.
         let told = story.filter(|posting| match posting.outcome {
-            Outcome::Completed => posting.usage_source == UsageSource::Reported,
+            // What was given without a call says what the call for it had used.
+            Outcome::Completed => posting.usage_source == UsageSource::Reported || posting.source.is_served(),
             Outcome::Cancelled => posting.usage_source != UsageSource::None,
             _ => false,
         });

@@ -12,11 +12,11 @@ use super::row::{Change, Row};
 use crate::control::Tables;
 use crate::control::rules::Rules;
 use crate::domain::{PicoUsd, RequestKey};
-use crate::processor::histories::journal;
+use crate::processor::histories::{asked_again, journal};
 use crate::processor::{State, fold, key_of};
 use crate::records::Outcome;
-use crate::records::control::{ControlRecord, Entity, EntityKind, Stamp, WhenShort};
-use crate::records::journal::{Account, Commit, Entry, Fact, Features, Tenancy};
+use crate::records::control::{Caching, ControlRecord, Entity, EntityKind, Plan, Stamp, WhenShort};
+use crate::records::journal::{Account, CacheOutcome, Commit, Entry, Fact, Features, Tenancy};
 
 const HISTORIES: u64 = 1_500;
 
@@ -180,6 +180,103 @@ fn dearer_prices_change_costs_and_what_budgets_allow_and_nothing_else() {
         }
     }
     assert!(changes[&Change::Cost] > 20, "{changes:?}");
+}
+
+/// The plan keeps answers like this, or none.
+fn caching(tables: &Tables, cache: Option<Caching>) -> Tables {
+    let Some(Entity::Plan(plan)) = tables.entity(EntityKind::Plan, "tight") else { panic!("no plan") };
+    with(tables, Entity::Plan(Plan { cache, ..plan }), "tight")
+}
+
+/// The requests that were answered by what was kept: what that saved, by the offset of their commit.
+fn hits(entries: &[Entry]) -> BTreeMap<i64, Option<PicoUsd>> {
+    let (mut tenancy, mut open, mut hits) = (Tenancy::VACANT, BTreeMap::new(), BTreeMap::new());
+    for (offset, entry) in (0..).zip(entries) {
+        let Entry::Commit(commit) = entry else {
+            tenancy.accept(offset, entry);
+            continue;
+        };
+        let (true, Some(organization), Some(request)) =
+            (tenancy.accept(offset, entry), &commit.organization, &commit.request)
+        else {
+            continue;
+        };
+        let key = key_of(organization, &request.request_id);
+        for fact in &commit.facts {
+            match fact {
+                Fact::CacheLookedUp(looked_up) if looked_up.outcome == CacheOutcome::Hit => {
+                    open.insert(key.clone(), offset);
+                }
+                Fact::AttemptEnded(posting) => {
+                    let began = open.remove(&key).filter(|_| posting.outcome == Outcome::Completed);
+                    if let Some((offset, saved)) = began.zip(posting.saved) {
+                        hits.insert(offset, saved.cost_pico_usd);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    hits
+}
+
+#[test]
+fn without_a_cache_what_it_gave_is_called_for_and_costs_what_was_saved() {
+    let (mut called, mut elsewhere) = (0, 0);
+    for seed in 1..=HISTORIES {
+        let (entries, tables) = journal(seed);
+        let hits = hits(&entries);
+        let (state, _, rows) = course(&entries, &caching(&tables, None), false);
+        for row in &rows {
+            let Some(saved) = hits.get(&row.journal_offset) else { continue };
+            assert_eq!(row.recorded.cost, Some(PicoUsd::ZERO), "seed {seed}: {row:?}");
+            if row.candidate.outcome != Some(Outcome::Completed) || row.candidate.attempts != 1 {
+                // The budget or a limit had no room for it, or it was cancelled.
+                continue;
+            }
+            assert!(row.estimated && row.candidate.cost > Some(PicoUsd::ZERO), "seed {seed}: {row:?}");
+            match row.candidate.model == row.recorded.model && row.candidate.deployment == row.recorded.deployment {
+                true => {
+                    let costs = [row.candidate.cost, row.cost_low, row.cost_high];
+                    assert_eq!(costs, [*saved; 3], "seed {seed}: {row:?}");
+                    called += 1;
+                }
+                false => elsewhere += 1,
+            }
+        }
+        assert_eq!(state.cache.organizations().map(|(_, entries)| entries.len()).sum::<usize>(), 0, "seed {seed}");
+    }
+    assert!(called > 50 && elsewhere > 10, "{called} called, {elsewhere} elsewhere");
+}
+
+#[test]
+fn a_longer_cache_gives_what_was_called_for_and_a_shorter_one_calls_and_keeps_it_again() {
+    let brief = Caching { ttl_seconds: 60, any_temperature: true, ..Caching::default() };
+    let (entries, tables) = asked_again(&[0, 30, 35, 100], brief);
+    let costs =
+        |rows: &[Row]| -> Vec<bool> { rows.iter().map(|row| row.candidate.cost > Some(PicoUsd::ZERO)).collect() };
+    let replayed = |ttl_seconds: Option<u64>| {
+        let cache = ttl_seconds.map(|ttl_seconds| Caching { ttl_seconds, ..brief });
+        let (_, _, mut rows) = course(&entries, &caching(&tables, cache), false);
+        rows.sort_by_key(|row| row.journal_offset);
+        rows
+    };
+    let recorded: Vec<Option<PicoUsd>> = replayed(Some(60)).iter().map(|row| row.recorded.cost).collect();
+    let (free, paid) = (Some(PicoUsd::ZERO), recorded[0]);
+    assert_eq!(recorded, [paid, free, free, paid]);
+    assert!(paid > free);
+
+    let none = replayed(None);
+    assert_eq!(none.iter().map(|row| row.candidate.cost).collect::<Vec<_>>(), [paid; 4]);
+    assert_eq!(none.iter().map(|row| row.estimated).collect::<Vec<_>>(), [false, true, true, false]);
+    // The third one gets what the second one's call gave.
+    assert_eq!(costs(&replayed(Some(20))), [true, true, false, true]);
+    assert_eq!(costs(&replayed(Some(1))), [true; 4]);
+    let longer = replayed(Some(3_600));
+    assert_eq!(costs(&longer), [true, false, false, false]);
+    let last = &longer[3];
+    assert_eq!((last.recorded.duration_ms, last.candidate.duration_ms, last.estimated), (Some(1_000), Some(0), false));
+    assert_eq!((last.cost_low, last.cost_high, &last.changes[..]), (free, free, &[Change::Cost][..]));
 }
 
 /// A part of the journal, as a partition under replay gives it.

@@ -62,7 +62,10 @@ impl Fingerprints {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+    use crate::domain::{Timestamp, TokenUsage};
 
     #[test]
     fn a_fingerprint_depends_on_body_and_key() {
@@ -73,5 +76,38 @@ mod tests {
         // RFC 4231, test case 2, cut to 128 bits.
         let jefe = Fingerprints::new(Some(&Secret::new("Jefe".into())));
         assert_eq!(jefe.of(b"what do ya want for nothing?"), "5bdcc146bf60754e6a042426089575c7");
+    }
+
+    #[test]
+    fn whatever_is_changed_of_an_answer_breaks_its_seal() {
+        let fingerprints = Fingerprints::new(None);
+        let record = CacheRecord {
+            organization: "acme".parse().unwrap(),
+            fingerprint: Fingerprint::new(7),
+            request_id: "r".parse().unwrap(),
+            expires_at: Timestamp::from_millis(9),
+            usage: TokenUsage::NOTHING,
+            finish_reason: Some("stop".into()),
+            events: vec![Bytes::from_static(b"{}"), Bytes::from_static(b"{1}")],
+            body: None,
+            seal: String::new(),
+        };
+        let seal = fingerprints.seal(&record);
+        assert_eq!(fingerprints.seal(&CacheRecord { seal: seal.clone(), ..record.clone() }), seal);
+        let [first, second] = [record.events[0].clone(), record.events[1].clone()];
+        for changed in [
+            CacheRecord { organization: "acmf".parse().unwrap(), ..record.clone() },
+            CacheRecord { fingerprint: Fingerprint::new(8), ..record.clone() },
+            CacheRecord { request_id: "s".parse().unwrap(), ..record.clone() },
+            CacheRecord { expires_at: Timestamp::from_millis(10), ..record.clone() },
+            CacheRecord { usage: TokenUsage { output: Some(1), ..TokenUsage::NOTHING }, ..record.clone() },
+            CacheRecord { finish_reason: Some("stoq".into()), ..record.clone() },
+            CacheRecord { events: vec![second.clone(), first.clone()], ..record.clone() },
+            CacheRecord { events: vec![Bytes::from_static(b"{}{1}")], ..record.clone() },
+            CacheRecord { events: vec![first], body: Some(second), ..record.clone() },
+        ] {
+            assert_ne!(fingerprints.seal(&changed), seal, "{changed:?}");
+        }
+        assert_ne!(Fingerprints::new(Some(&Secret::new("k".into()))).seal(&record), seal);
     }
 }

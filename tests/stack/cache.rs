@@ -1,23 +1,29 @@
 //! Answers that are given again: by a real gateway, over the real topics, to real clients.
 
+mod canaries;
+mod forgotten;
+mod takeover;
+mod wishes;
+
 use bytes::Bytes;
 use clickhouse::Row;
 use reqwest::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
+use tollstream::config::Config;
 use tollstream::domain::ids::partition_of;
 use tollstream::domain::{Fingerprint, TokenUsage};
 use tollstream::records::Topic;
 use tollstream::records::cache::CacheRecord;
-use tollstream::records::control::{Entity, Organization};
+use tollstream::records::control::{Caching, Entity, Organization, Plan};
 
 use super::audit::audit;
 use super::fixture::{eventually, key};
 use super::pressure::{ORGANIZATION, PARTITIONS, Place};
 use super::process::{Launch, Process};
 use super::stream::Producer;
-use super::usage::world::{Engines, read_all};
+use super::usage::world::{Engines, read_all_with_keys};
 
 /// An organization whose plan keeps answers, too.
 const OTHER: &str = "org_other";
@@ -238,9 +244,37 @@ async fn read<T: tollstream::records::Record + serde::de::DeserializeOwned + Sen
     place: &Place,
     topic: Topic,
 ) -> Vec<(i32, T)> {
-    let registry = tollstream::codec::Registry::new(&place.config.registry, &place.config.kafka.topic_prefix).unwrap();
+    read_of(&place.config, topic).await
+}
+
+async fn read_of<T: tollstream::records::Record + serde::de::DeserializeOwned + Send + 'static>(
+    config: &Config,
+    topic: Topic,
+) -> Vec<(i32, T)> {
+    let registry = tollstream::codec::Registry::new(&config.registry, &config.kafka.topic_prefix).unwrap();
     let codec = tollstream::codec::Codec::connect(registry).await.unwrap();
-    let config = place.config.clone();
-    let payloads = tokio::task::spawn_blocking(move || read_all(&config.kafka, topic)).await.unwrap();
-    payloads.into_iter().filter_map(|(partition, payload)| Some((partition, codec.decode(&payload).ok()?))).collect()
+    let records = records_of(config, topic).await;
+    let decoded = |payload: &[u8]| codec.decode(payload).ok();
+    records.into_iter().filter_map(|(partition, _, payload)| Some((partition, decoded(&payload?)?))).collect()
+}
+
+/// All records of a topic: partition, key and, but for tombstones, value.
+async fn records(place: &Place, topic: Topic) -> Vec<(i32, String, Option<Vec<u8>>)> {
+    records_of(&place.config, topic).await
+}
+
+async fn records_of(config: &Config, topic: Topic) -> Vec<(i32, String, Option<Vec<u8>>)> {
+    let config = config.clone();
+    tokio::task::spawn_blocking(move || read_all_with_keys(&config.kafka, topic)).await.unwrap()
+}
+
+/// An organization whose plan keeps answers like this: a key of it, which counts.
+async fn member(place: &Place, producer: &Producer, id: &str, caching: Caching) -> String {
+    let plan = format!("plan-{}", id.chars().take(20).filter(char::is_ascii_alphanumeric).collect::<String>());
+    producer.add(&plan, Entity::Plan(Plan { cache: Some(caching), ..Plan::default() })).await;
+    let organization = Organization { plan: Some(plan.parse().unwrap()), ..Organization::named(id) };
+    producer.add(id, Entity::Organization(organization)).await;
+    let key = key(&place.config, id);
+    eventually("the key counts", async || (place.ask(&key, "hello", true).await.status == 200).then_some(())).await;
+    key
 }

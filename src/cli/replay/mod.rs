@@ -19,7 +19,7 @@ use indicatif::ProgressBar;
 use serde_json::json;
 use tokio::runtime::Handle;
 
-use super::audit::{COULD_NOT_LOOK, Moment, bar, reader};
+use super::audit::{COULD_NOT_LOOK, bar, reader};
 use super::connection::Connection;
 use super::output;
 use super::up::running;
@@ -29,7 +29,7 @@ use crate::audit::reader::Reader;
 use crate::causes::causes;
 use crate::config::{ClickHouse, Config, Environment};
 use crate::control::rules::Rules;
-use crate::domain::{ModelName, OrganizationId, PicoUsd, PolicyName, RequestId};
+use crate::domain::{ModelName, Moment, OrganizationId, PicoUsd, PolicyName, RequestId};
 use crate::replay::candidate::{Asked, Document, RECORDED};
 use crate::replay::clickhouse::Table;
 use crate::replay::directory::{Directory, RunName};

@@ -13,12 +13,12 @@ use indicatif::ProgressBar;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::super::audit::{Moment, reader};
+use super::super::audit::reader;
 use super::super::{output, signals};
 use super::{Arguments, Spending, configuration, run_name, show, spec};
 use crate::audit::reader::Reader;
 use crate::codec::{Codec, Registry};
-use crate::domain::PicoUsd;
+use crate::domain::{Moment, PicoUsd};
 use crate::explain::tell::usd;
 use crate::records::Origin;
 use crate::replay::calls::{Caller, Came, Wanted};

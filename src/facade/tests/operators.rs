@@ -8,7 +8,7 @@ use super::*;
 use crate::config::AdminKey;
 use crate::control::Tables;
 use crate::facade::admin::{self, Admin};
-use crate::facade::{Guard, Operators, Statements, operators};
+use crate::facade::{Guard, Operators, Purges, Statements, operators};
 use crate::runtime::control::Control;
 use crate::runtime::control_writer::ControlWriter;
 use crate::telemetry;
@@ -22,7 +22,8 @@ pub fn of(tables: Tables, key: Option<&str>) -> Operators {
     let codec = Arc::new(Codec::offline().unwrap());
     Operators {
         control: Control::fixed(tables),
-        writer: ControlWriter::new(kafka.clone(), codec.clone(), publisher),
+        writer: ControlWriter::new(kafka.clone(), codec.clone(), publisher.clone()),
+        purges: Purges::new(kafka.clone(), codec.clone(), publisher),
         deployments: Default::default(),
         statements: Statements::new(kafka, codec),
         usage: fixtures::no_usage(),

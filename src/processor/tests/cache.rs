@@ -28,7 +28,10 @@ fn of(id: &str, model: &str) -> Chat {
 
 impl Driver {
     fn wants(&mut self, chat: &Chat, content: Fingerprint, directives: Directives) -> (Vec<Fact>, Vec<Command>) {
-        self.wants_with(chat, Wanted { content, directives, bodies: Bodies::Recorded { is_lost: false } })
+        self.wants_with(
+            chat,
+            Wanted { content, directives, bodies: Bodies::Recorded { is_lost: false, is_shared: false } },
+        )
     }
 
     fn wants_with(&mut self, chat: &Chat, wanted: Wanted<'_>) -> (Vec<Fact>, Vec<Command>) {
@@ -227,8 +230,11 @@ fn an_answer_whose_time_is_over_goes() {
 fn an_answer_that_is_not_at_hand_is_asked_anew() {
     let mut driver = driver();
     driver.answered("r1", 7, 40);
-    let wanted =
-        Wanted { content: CONTENT, directives: Directives::default(), bodies: Bodies::Recorded { is_lost: true } };
+    let wanted = Wanted {
+        content: CONTENT,
+        directives: Directives::default(),
+        bodies: Bodies::Recorded { is_lost: true, is_shared: false },
+    };
     let (facts, commands) = driver.wants_with(&of("r2", "two"), wanted);
     assert_eq!(looked_up(&facts), Some(CacheOutcome::Lost));
     assert!(matches!(&commands[..], [Command::Call(_)]));
@@ -290,6 +296,23 @@ fn who_shares_a_call_that_fails_is_answered_by_one_of_its_own() {
 }
 
 #[test]
+fn who_has_much_more_time_than_the_first_one_does_not_end_with_it() {
+    let within = |id: &str, timeout_ms| Chat { timeout_ms: Some(timeout_ms), ..of(id, "two") };
+    // The bound on the time of a request is a minute.
+    for (left_ms, own_ms, expected) in
+        [(1_000, 2_000, CacheOutcome::Shared), (1_000, 2_001, CacheOutcome::Miss), (2_000, 1, CacheOutcome::Shared)]
+    {
+        let mut driver = driver();
+        driver.wants(&within("r1", left_ms + 500), CONTENT, Directives::default());
+        driver.now = driver.now.plus(std::time::Duration::from_millis(500));
+        let (facts, commands) = driver.wants(&within("r2", own_ms), CONTENT, Directives::default());
+        assert_eq!(looked_up(&facts), Some(expected), "{left_ms} and {own_ms}");
+        assert_eq!(matches!(&commands[..], [Command::Call(_)]), expected == CacheOutcome::Miss);
+        assert_eq!(driver.rebuilt(), driver.state);
+    }
+}
+
+#[test]
 fn a_cache_is_purged_by_model_and_by_age() {
     let organization = key().organization;
     let purge = |driver: &mut Driver, model: Option<&str>, before: Option<i64>| {
@@ -321,6 +344,7 @@ fn headers_and_bodies_say_it_in_their_own_words() {
         Directives { no_cache: true, no_store: true, max_age_seconds: Some(5), ttl_seconds: None }
     );
     assert_eq!(parsed("").unwrap(), Directives::default());
+    assert_eq!(parsed("max-age=5, max-age=600").unwrap().max_age_seconds, Some(5));
     for wrong in ["max-age", "max-age=", "max-age=soon", "max-age=-1"] {
         assert!(parsed(wrong).unwrap_err().contains("max-age"), "{wrong}");
     }
@@ -329,6 +353,20 @@ fn headers_and_bodies_say_it_in_their_own_words() {
     assert_eq!((read.is_steady, read.has_tools), (true, false));
     let said = Directives { no_cache: true, no_store: false, max_age_seconds: Some(3), ttl_seconds: Some(9) };
     assert_eq!(read.cache, said);
+    for (member, wrong) in [
+        ("[]", "cache: an object"),
+        (r#"{"no-cache":"yes"}"#, "cache.no-cache: a boolean"),
+        (r#"{"no-store":0}"#, "cache.no-store: a boolean"),
+        (r#"{"ttl":1.5}"#, "cache.ttl: a whole number of seconds"),
+        (r#"{"s-maxage":-1}"#, "cache.s-maxage: a whole number of seconds"),
+    ] {
+        let body = format!(r#"{{"messages":[{{}}],"cache":{member}}}"#);
+        let error = content::read(body.as_bytes()).unwrap_err().to_string();
+        assert!(error.starts_with(wrong), "{member}: {error}");
+    }
+    let nothing = br#"{"messages":[{}],"cache":{"no-cache":null,"ttl":null}}"#;
+    assert_eq!(content::read(nothing).unwrap().cache, Directives::default());
+    assert_eq!(said.header().as_deref(), Some("no-cache, max-age=3"));
     let both = said.and(Directives { max_age_seconds: Some(2), no_store: true, ..Directives::default() });
     assert_eq!(both, Directives { no_store: true, max_age_seconds: Some(2), ..said });
     for (temperature, is_steady) in [("1", false), ("null", false), ("0", true), ("0e1", true), ("\"0\"", false)] {

@@ -1,6 +1,6 @@
 //! A provider whose answers the questions choose by their words: `stall` (headers and then nothing), `slow=N` (N words, one
-//! every 100 ms), `pause` (a word and then nothing), `status=CODE`, `bytes=N` (an answer with so much text); else
-//! an answer at once.
+//! every 100 ms), `pause` (a word and then nothing), `status=CODE`, `bytes=N` (an answer with so much text), `numbered…` (an
+//! answer that no other call gives), `tool` (a call of a tool); else an answer at once.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -39,8 +39,8 @@ impl Upstream {
         let counted = Arc::clone(&calls);
         tasks.spawn(async move {
             let answer = move |request: Json<Value>| {
-                counted.fetch_add(1, Ordering::Relaxed);
-                answer(request)
+                let number = counted.fetch_add(1, Ordering::Relaxed);
+                answer(number, request)
             };
             let service = TowerToHyperService::new(
                 Router::new().route("/v1/chat/completions", post(answer)).layer(DefaultBodyLimit::disable()),
@@ -73,7 +73,8 @@ impl Upstream {
     }
 }
 
-async fn answer(Json(request): Json<Value>) -> Response<Body> {
+async fn answer(number: usize, Json(request): Json<Value>) -> Response<Body> {
+    assert!(request.get("cache").is_none(), "what is said to the gateway alone: {request}");
     let question = request["messages"][0]["content"].as_str().unwrap_or_default().to_owned();
     let of = |name: &str| question.strip_prefix(name).and_then(|number| number.trim().parse::<usize>().ok());
     if let Some(code) = of("status=") {
@@ -85,10 +86,16 @@ async fn answer(Json(request): Json<Value>) -> Response<Body> {
         if question == "stall" {
             std::future::pending::<()>().await;
         }
-        let text = "x".repeat(of("bytes=").unwrap_or(5));
-        let message = json!({"role": "assistant", "content": text});
+        let text = match question.starts_with("numbered") {
+            true => numbered(number),
+            false => "x".repeat(of("bytes=").unwrap_or(5)),
+        };
+        let (message, reason) = match question.as_str() {
+            "tool" => (json!({"role": "assistant", "content": null, "tool_calls": [tool_call()]}), "tool_calls"),
+            _ => (json!({"role": "assistant", "content": text}), "stop"),
+        };
         let body = json!({"id": "u", "object": "chat.completion", "created": 1, "model": "m", "usage": usage(),
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]});
+            "choices": [{"index": 0, "message": message, "finish_reason": reason}]});
         return response(StatusCode::OK, "application/json", Body::from(body.to_string()), None);
     }
     let end = stream::iter([chunk(json!({}), Some("stop")), last(), "data: [DONE]\n\n".to_owned()]);
@@ -106,6 +113,9 @@ async fn answer(Json(request): Json<Value>) -> Response<Body> {
             .chain(end)
             .boxed()
         }
+        _ if question.starts_with("numbered") => {
+            stream::iter([chunk(json!({"content": numbered(number)}), None)]).chain(end).boxed()
+        }
         _ => stream::iter([word()]).chain(end).boxed(),
     };
     let events = events.map(Ok::<_, Infallible>);
@@ -119,6 +129,15 @@ fn response(status: StatusCode, content_type: &str, body: Body, retry_after: Opt
         None => response,
     };
     response.body(body).expect("a response")
+}
+
+/// The text that this call alone gives.
+fn numbered(number: usize) -> String {
+    format!("ANSWER-CANARY-{number:04}-of-the-provider")
+}
+
+fn tool_call() -> Value {
+    json!({"id": "t", "type": "function", "function": {"name": "look_up", "arguments": "{}"}})
 }
 
 fn usage() -> Value {

@@ -206,6 +206,12 @@ impl World {
 
 /// Everything that is on a topic now.
 pub fn read_all(kafka: &config::Kafka, topic: Topic) -> Vec<(i32, Vec<u8>)> {
+    let records = read_all_with_keys(kafka, topic).into_iter();
+    records.map(|(partition, _, payload)| (partition, payload.unwrap_or_default())).collect()
+}
+
+/// The same, with the keys; a tombstone has no value.
+pub fn read_all_with_keys(kafka: &config::Kafka, topic: Topic) -> Vec<(i32, String, Option<Vec<u8>>)> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", &kafka.brokers)
         .set("group.id", "nobody")
@@ -213,7 +219,9 @@ pub fn read_all(kafka: &config::Kafka, topic: Topic) -> Vec<(i32, Vec<u8>)> {
         .create()
         .unwrap();
     let (name, mut list, mut left) = (kafka::topic_name(kafka, topic), TopicPartitionList::new(), 0);
-    for partition in 0..PARTITIONS {
+    // All topics have as many, but for control.
+    let partitions = if topic == Topic::Control { 1 } else { PARTITIONS };
+    for partition in 0..partitions {
         let (low, high) = consumer.fetch_watermarks(&name, partition, PATIENCE).unwrap();
         left += high - low;
         list.add_partition_offset(&name, partition, Offset::Beginning).unwrap();
@@ -222,7 +230,8 @@ pub fn read_all(kafka: &config::Kafka, topic: Topic) -> Vec<(i32, Vec<u8>)> {
     let mut records = Vec::new();
     while left > 0 {
         let message = consumer.poll(PATIENCE).expect("the records are there").unwrap();
-        records.push((message.partition(), message.payload().unwrap_or_default().to_vec()));
+        let key = String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned();
+        records.push((message.partition(), key, message.payload().map(<[u8]>::to_vec)));
         left -= 1;
     }
     records
