@@ -51,7 +51,7 @@ impl<S> Route<S> {
     }
 }
 
-pub const ROUTES: [Route<Arc<App>>; 13] = [
+pub const ROUTES: [Route<Arc<App>>; 14] = [
     Route::new("post", "/v1/chat/completions", || post(chat::complete)),
     Route::new("post", "/ai/chat/completions", || post(chat::complete)),
     Route::new("get", "/v1/requests/{id}/events", || get(requests::events)),
@@ -63,6 +63,7 @@ pub const ROUTES: [Route<Arc<App>>; 13] = [
     Route { matches: "/v1/models/{*id}", ..Route::new("get", "/v1/models/{id}", || get(models::one)) },
     Route::new("get", "/v1/usage", || get(usage::of_client)),
     Route::new("get", "/ai/usage", || get(usage::of_client)),
+    Route::new("get", "/api/conversations/analytics/models", || get(usage::of_conversations)),
     Route::new("get", "/health/live", || get(admin::live)),
     Route::new("get", "/health/ready", || get(ready)),
     Route::new("get", "/openapi.json", || get(openapi)),
