@@ -6,6 +6,7 @@ mod events;
 mod guide;
 mod http;
 mod journal;
+mod poison;
 mod readers;
 pub mod world;
 

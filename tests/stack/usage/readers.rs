@@ -15,7 +15,7 @@ const PASSWORD: &str = "put a password here";
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Texts of theirs begin with their name.
-const ROWS: [&str; 7] = [
+pub const ROWS: [&str; 7] = [
     "INSERT INTO usage (journal_offset, at, received_at, organization, request_id, kind, attempt, origin, key_id, user, model, deployment, \
      policy, conversation_id, tags, cost_usd, input_tokens, output_tokens, outcome, request_outcome, status, error_code, \
      time_to_first_token_ms, duration_ms) SELECT number, toDateTime64('2026-11-22 08:00:00', 3, 'UTC'), \
