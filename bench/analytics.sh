@@ -51,7 +51,8 @@ SELECT
     multiIf(refused, if(h3 % 2 = 0, 'rate_limit_exceeded', 'insufficient_quota'), failed, 'upstream_overloaded', NULL) AS error_code,
     multiIf(refused, NULL, failed, 529, 200) AS upstream_status, if(refused OR failed, NULL, 'stop') AS finish_reason,
     if(refused OR failed, 0, output) AS content_frames, if(refused OR failed, NULL, 100 + m * 60 + h3 % 400) AS time_to_first_token_ms,
-    if(refused, NULL, 400 + output * m) AS duration_ms, if(refused OR failed, NULL, 450 + output * m) AS request_duration_ms
+    if(refused, NULL, 400 + output * m) AS duration_ms, if(refused OR failed, NULL, 450 + output * m) AS request_duration_ms,
+    'provider' AS source, NULL AS saved_usd, NULL AS saved_input_tokens, NULL AS saved_output_tokens
 FROM numbers($1, $2)
 SQL
 }
@@ -93,6 +94,19 @@ FROM usage FINAL WHERE kind = 'refusal'
 SQL
 }
 
+# One request in five looks into the cache.
+looks() {
+  cat <<SQL
+INSERT INTO cache_lookups
+SELECT
+    journal_partition, journal_offset, 3 AS journal_index, at, organization, request_id, origin, key_id, user, user_tier,
+    requested_model, policy, model, control_offset, hex(sipHash128(request_id)) AS content, content AS fingerprint,
+    if(journal_offset % 4 = 0, 'hit', 'miss') AS outcome, true AS keeps, NULL AS ttl_seconds, NULL AS max_age_seconds,
+    if(outcome = 'hit', 60000, NULL) AS age_ms
+FROM usage FINAL WHERE kind = 'attempt' AND attempt = 1 AND journal_offset % 5 = 0
+SQL
+}
+
 crossed() {
   cat <<SQL
 INSERT INTO budget_events
@@ -129,9 +143,10 @@ if [ -z "${KEEP:-}" ] || [ "$(ask "EXISTS DATABASE $database" default)" = 0 ]; t
   done
   ask "$(refusals)"
   ask "$(crossed)"
+  ask "$(looks)"
 fi
 
-declare -A value=([by]=model [tag]=team [rows]=100 [month]=2026-10-10 [day]=2026-10-10 [budget_usd]=0 [slow_ms]=500
+declare -A value=([by]=model [period]=month [tag]=team [rows]=100 [month]=2026-10-10 [day]=2026-10-10 [budget_usd]=0 [slow_ms]=500
   [model]=gpt-4o-mini [input_usd]=1 [cached_input_usd]=0.1 [cache_write_usd]=1 [output_usd]=3)
 
 # Seconds of the median of five.
@@ -169,7 +184,7 @@ measure() { # title
 
 ask "SELECT count() AS rows, uniqExact(_part) AS parts FROM usage FORMAT Vertical"
 measure 'parts as they came'
-for table in usage routing_decisions refusals budget_events; do
+for table in usage routing_decisions refusals budget_events cache_lookups; do
   ask "OPTIMIZE TABLE $table FINAL"
 done
 measure 'one part for each month'

@@ -107,12 +107,19 @@ fn show(answer: &Answer) {
     output::table(&headers, &rows);
 }
 
-/// What is unknown is a dash.
+/// What is unknown is a dash. Texts of clients are no commands to the terminal and begin no line.
 fn cell(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => text.chars().map(shown).collect(),
         other => other.to_string(),
+    }
+}
+
+fn shown(character: char) -> String {
+    match character.is_control() {
+        true => character.escape_default().to_string(),
+        false => character.to_string(),
     }
 }
 
@@ -164,5 +171,6 @@ mod tests {
         assert_eq!(cell(&json!(null)), "-");
         assert_eq!(cell(&json!("0.000000000001")), "0.000000000001");
         assert_eq!(cell(&json!(12)), "12");
+        assert_eq!(cell(&json!("a\nb\u{1b}[2J'\u{1f600}\\")), "a\\nb\\u{1b}[2J'\u{1f600}\\");
     }
 }

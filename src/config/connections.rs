@@ -154,6 +154,8 @@ pub struct ClickHouse {
     pub routing_decisions_ttl_days: Option<u32>,
     pub refusals_ttl_days: Option<u32>,
     pub budget_events_ttl_days: Option<u32>,
+    pub cache_lookups_ttl_days: Option<u32>,
+    pub cache_changes_ttl_days: Option<u32>,
     pub replay_decisions_ttl_days: Option<u32>,
 }
 
@@ -200,6 +202,8 @@ impl Default for ClickHouse {
             routing_decisions_ttl_days: None,
             refusals_ttl_days: None,
             budget_events_ttl_days: None,
+            cache_lookups_ttl_days: None,
+            cache_changes_ttl_days: None,
             replay_decisions_ttl_days: None,
         }
     }
@@ -267,6 +271,8 @@ pub(super) fn check(config: &Config) -> Result<(), Error> {
         ("clickhouse.routing_decisions_ttl_days", clickhouse.routing_decisions_ttl_days),
         ("clickhouse.refusals_ttl_days", clickhouse.refusals_ttl_days),
         ("clickhouse.budget_events_ttl_days", clickhouse.budget_events_ttl_days),
+        ("clickhouse.cache_lookups_ttl_days", clickhouse.cache_lookups_ttl_days),
+        ("clickhouse.cache_changes_ttl_days", clickhouse.cache_changes_ttl_days),
         ("clickhouse.replay_decisions_ttl_days", clickhouse.replay_decisions_ttl_days),
     ];
     if let Some((key, _)) = kept.into_iter().find(|(_, days)| *days == Some(0)) {

@@ -263,6 +263,20 @@ impl Deployment {
             }
         }
     }
+
+    /// The prices that hold at a moment for a request of some size.
+    pub fn prices_at(&self, at: Timestamp) -> impl Iterator<Item = &PriceEntry> {
+        // Where another one holds up to a size, this one can begin to hold behind it.
+        let begins = move |entry: &PriceEntry| {
+            let behind = self.prices.iter().filter_map(|other| other.max_input_tokens?.checked_add(1));
+            let least = entry.min_input_tokens.unwrap_or(0);
+            std::iter::once(least).chain(behind.filter(move |tokens| *tokens > least))
+        };
+        let holds = move |entry: &PriceEntry, tokens| {
+            self.price_at(at, Some(tokens)).is_some_and(|price| std::ptr::eq(price, entry))
+        };
+        self.prices.iter().filter(move |entry| begins(entry).any(|tokens| holds(entry, tokens)))
+    }
 }
 
 #[cfg(test)]
@@ -356,5 +370,33 @@ mod tests {
         for (at, tokens, price) in table {
             assert_eq!(input(at, tokens), price, "at {at} with {tokens:?}");
         }
+        let in_force = |at| {
+            let entries = deployment.prices_at(Timestamp::from_millis(at));
+            entries.map(|entry| entry.input.get()).collect::<Vec<_>>()
+        };
+        assert_eq!((in_force(9), in_force(19), in_force(20)), (vec![], vec![1, 2], vec![3, 4]));
+    }
+
+    #[test]
+    fn a_price_is_in_force_where_newer_ones_leave_sizes_to_it() {
+        let deployment = |prices| Deployment {
+            id: DeploymentId::parse("d").unwrap(),
+            provider: "p".into(),
+            upstream_model: "m".into(),
+            base_url: "u".into(),
+            region: "r".into(),
+            credential: "none".into(),
+            prices,
+            weight: None,
+        };
+        let in_force = |prices| {
+            let deployment = deployment(prices);
+            let entries = deployment.prices_at(Timestamp::from_millis(50));
+            entries.map(|entry| entry.input.get()).collect::<Vec<_>>()
+        };
+        let (small, large) = (entry(20, None, Some(100), 2), entry(30, Some(101), None, 3));
+        assert_eq!(in_force(vec![entry(10, None, None, 1), small.clone()]), [1, 2]);
+        assert_eq!(in_force(vec![entry(10, None, None, 1), small, large]), [2, 3]);
+        assert_eq!(in_force(vec![entry(10, None, None, 1), entry(60, None, None, 2)]), [1]);
     }
 }

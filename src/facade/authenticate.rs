@@ -95,6 +95,11 @@ pub fn secret(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 impl Caller {
+    /// Those that it covers.
+    pub fn organizations(&self) -> &[OrganizationId] {
+        &self.key.organizations
+    }
+
     /// The organization that pays: the key's only one, or the one of its list that the request names.
     pub fn organization(
         &self,

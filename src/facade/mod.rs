@@ -16,6 +16,7 @@ mod authenticate;
 mod bus;
 mod catch_up;
 mod chat;
+mod conversations;
 mod error;
 mod failures;
 #[cfg(test)]

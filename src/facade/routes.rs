@@ -51,17 +51,19 @@ impl<S> Route<S> {
     }
 }
 
-pub const ROUTES: [Route<Arc<App>>; 12] = [
+pub const ROUTES: [Route<Arc<App>>; 14] = [
     Route::new("post", "/v1/chat/completions", || post(chat::complete)),
     Route::new("post", "/ai/chat/completions", || post(chat::complete)),
     Route::new("get", "/v1/requests/{id}/events", || get(requests::events)),
     Route::new("post", "/v1/requests/{id}/cancel", || post(requests::cancel)),
     Route::new("post", "/v1/route", || post(route::route)),
     Route::new("get", "/v1/models", || get(models::list)),
+    Route::new("get", "/api/models", || get(models::list)),
     // Names of models have slashes, which not all clients encode.
     Route { matches: "/v1/models/{*id}", ..Route::new("get", "/v1/models/{id}", || get(models::one)) },
     Route::new("get", "/v1/usage", || get(usage::of_client)),
     Route::new("get", "/ai/usage", || get(usage::of_client)),
+    Route::new("get", "/api/conversations/analytics/models", || get(usage::of_conversations)),
     Route::new("get", "/health/live", || get(admin::live)),
     Route::new("get", "/health/ready", || get(ready)),
     Route::new("get", "/openapi.json", || get(openapi)),

@@ -1,4 +1,5 @@
-//! `GET /v1/usage` and `/ai/usage` for clients, `/admin/v1/usage` for operators: what was spent, from ClickHouse.
+//! `GET /v1/usage` and `/ai/usage` for clients, `/admin/v1/usage` for operators: what was spent, from ClickHouse. And
+//! `GET /api/conversations/analytics/models`: what conversations were, by the model that answered (`conversations`).
 //!
 //! The organization is the key's, and the text of the question is made of words that stand here; whatever a client sends is
 //! bound as a value. ClickHouse may be behind or away, so every answer says how fresh it is.
@@ -16,6 +17,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 
 use super::admin::Shared;
+use super::conversations;
 use super::error::{self, Refusal, X_REQUEST_ID, value};
 use super::request;
 use super::routes::App;
@@ -67,9 +69,31 @@ pub struct Usage {
     turns: Semaphore,
 }
 
+/// What a URL is about, which says what its query may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum About {
+    /// What the key's organization spent.
+    Organization,
+    /// What all spent, or the one that an operator names.
+    All,
+    /// The conversations of the key's organization.
+    Conversations,
+}
+
+impl About {
+    const fn known(self) -> &'static str {
+        match self {
+            Self::Organization => "start_date, end_date, group_by, limit, offset and format",
+            Self::All => "organization, start_date, end_date, group_by, limit, offset and format",
+            Self::Conversations => "start_date, end_date, limit, offset and format",
+        }
+    }
+}
+
 /// What a query of a URL asks for.
 #[derive(Debug, PartialEq, Eq)]
 struct Asked {
+    about: About,
     first_day: Date,
     last_day: Date,
     groups: Vec<&'static str>,
@@ -90,9 +114,10 @@ struct Page {
 }
 
 impl Asked {
-    /// Reads a query; operators may ask for all organizations, or for one.
-    fn of(query: &str, today: Date, is_operator: bool) -> Result<Self, Refusal> {
+    /// Reads a query.
+    fn of(query: &str, today: Date, about: About) -> Result<Self, Refusal> {
         let mut asked = Self {
+            about,
             first_day: today,
             last_day: today,
             groups: Vec::new(),
@@ -107,7 +132,7 @@ impl Asked {
             match name.as_str() {
                 "start_date" => first = Some(day("start_date", &text)?),
                 "end_date" => last = Some(day("end_date", &text)?),
-                "group_by" => (asked.groups, asked.tag) = groups(&text, is_operator)?,
+                "group_by" if about != About::Conversations => (asked.groups, asked.tag) = groups(&text, about)?,
                 "limit" => asked.limit = number("limit", &text, 1, PAGE_MAX)?,
                 "offset" => asked.offset = number("offset", &text, 0, OFFSET_MAX)?,
                 "format" => {
@@ -117,10 +142,9 @@ impl Asked {
                         _ => return Err(invalid("format", "give json or csv")),
                     }
                 }
-                "organization" if is_operator => asked.organization = Some(text),
+                "organization" if about == About::All => asked.organization = Some(text),
                 _ => {
-                    let known = "start_date, end_date, group_by, limit, offset and format";
-                    let known = if is_operator { format!("organization, {known}") } else { known.to_owned() };
+                    let known = about.known();
                     let name: String = name.chars().take(crate::domain::ids::ID_BYTES_MAX).collect();
                     return Err(invalid("query", &format!("{name:?} is not known; known are {known}")));
                 }
@@ -139,8 +163,15 @@ impl Asked {
         Ok(asked)
     }
 
-    /// One group more than is wanted tells whether there are more.
+    /// One line more than is wanted tells whether there are more.
     fn sql(&self) -> String {
+        match self.about {
+            About::Organization | About::All => self.usage(),
+            About::Conversations => conversations::BY_MODEL.to_owned(),
+        }
+    }
+
+    fn usage(&self) -> String {
         let expression = |name: &str| match GROUPS.iter().find(|(group, _)| *group == name) {
             Some((_, expression)) => *expression,
             None => "nullIf(u.tags[{tag:String}], '')",
@@ -188,8 +219,8 @@ fn number(param: &'static str, text: &str, least: u64, most: u64) -> Result<u64,
     number.ok_or_else(|| invalid(param, &format!("give {least} to {most}")))
 }
 
-fn groups(text: &str, is_operator: bool) -> Result<(Vec<&'static str>, Option<String>), Refusal> {
-    let known = GROUPS.iter().map(|(name, _)| *name).filter(|name| is_operator || *name != "organization");
+fn groups(text: &str, about: About) -> Result<(Vec<&'static str>, Option<String>), Refusal> {
+    let known = GROUPS.iter().map(|(name, _)| *name).filter(|name| about == About::All || *name != "organization");
     let known: Vec<&'static str> = known.collect();
     let (mut names, mut tag) = (Vec::new(), None);
     for word in text.split(',').filter(|word| !word.is_empty()) {
@@ -270,13 +301,22 @@ fn today() -> Date {
 
 /// For clients: the organization is the key's.
 pub async fn of_client(State(app): State<Arc<App>>, http: Request) -> Response {
+    of_organization(&app, http, About::Organization).await
+}
+
+/// The same of its conversations.
+pub async fn of_conversations(State(app): State<Arc<App>>, http: Request) -> Response {
+    of_organization(&app, http, About::Conversations).await
+}
+
+async fn of_organization(app: &App, http: Request, about: About) -> Response {
     let (parts, _) = http.into_parts();
     let page = async {
         let tables = (app.control)();
         let caller = app.caller(&tables, &parts, USAGE_SCOPE)?;
         let named = request::headers(&parts.headers)?.organization;
         let organization: OrganizationId = caller.organization(&tables, named, None)?;
-        let mut asked = Asked::of(parts.uri.query().unwrap_or_default(), today(), false)?;
+        let mut asked = Asked::of(parts.uri.query().unwrap_or_default(), today(), about)?;
         asked.organization = Some(organization.to_string());
         let page = app.usage.page(&asked).await?;
         Ok::<_, ApiError>((asked, page))
@@ -289,7 +329,7 @@ pub async fn of_operator(State(shared): State<Arc<Shared>>, http: Request) -> Re
     let (parts, _) = http.into_parts();
     let page = async {
         shared.operators.operator(&parts)?;
-        let asked = Asked::of(parts.uri.query().unwrap_or_default(), today(), true)?;
+        let asked = Asked::of(parts.uri.query().unwrap_or_default(), today(), About::All)?;
         let page = shared.operators.usage.page(&asked).await?;
         Ok::<_, ApiError>((asked, page))
     };
@@ -323,17 +363,20 @@ fn described(asked: &Asked, page: &Page) -> Value {
         let cells = page.answer.columns.iter().cloned().zip(row.iter().cloned());
         Value::Object(cells.collect::<Map<String, Value>>())
     });
-    json!({
+    let mut described = json!({
         "object": "list",
         "organization": asked.organization,
         "start_date": asked.first_day.to_string(),
         "end_date": asked.last_day.to_string(),
-        "group_by": asked.groups,
-        "tag": asked.tag,
         "data": data.collect::<Vec<_>>(),
         "has_more": page.has_more,
         "as_of": page.as_of.map(|as_of| as_of.to_string()),
-    })
+    });
+    if asked.about != About::Conversations {
+        described["group_by"] = json!(asked.groups);
+        described["tag"] = json!(asked.tag);
+    }
+    described
 }
 
 /// RFC 4180; what is unknown is empty.
@@ -359,7 +402,7 @@ mod tests {
     const TODAY: Date = date(2026, 11, 28);
 
     fn asked(query: &str) -> Result<Asked, String> {
-        Asked::of(query, TODAY, false).map_err(|refusal| refusal.to_string())
+        Asked::of(query, TODAY, About::Organization).map_err(|refusal| refusal.to_string())
     }
 
     #[test]
@@ -414,7 +457,29 @@ mod tests {
             let told = asked(query).unwrap_err();
             assert!(told.starts_with(&format!("invalid value for {expected}")), "{query}: {told}");
         }
-        assert!(Asked::of("organization=zeta&group_by=organization", TODAY, true).is_ok());
+        assert!(Asked::of("organization=zeta&group_by=organization", TODAY, About::All).is_ok());
+    }
+
+    #[test]
+    fn conversations_are_asked_for_by_days_and_pages_alone() {
+        let of = |query: &str| Asked::of(query, TODAY, About::Conversations).map_err(|refusal| refusal.to_string());
+        let asked = of("start_date=2026-11-01&end_date=2026-11-30&limit=2&offset=4&format=csv").unwrap();
+        assert_eq!((asked.first_day, asked.last_day, asked.csv), (date(2026, 11, 1), date(2026, 11, 30), true));
+        assert_eq!((asked.sql().as_str(), asked.values()["limit"].as_str()), (conversations::BY_MODEL, "3"));
+        let table = [
+            ("start_date=2026-11-02&end_date=2026-11-01", "start_date: give a day that is not behind end_date"),
+            ("end_date=2026-11-31", "end_date: give a day such as"),
+            ("start_date=2024-01-01&end_date=2026-11-01", "start_date: ask for 400 days at the most"),
+            (
+                "group_by=day",
+                "query: \"group_by\" is not known; known are start_date, end_date, limit, offset and format",
+            ),
+            ("organization=zeta", "query: \"organization\" is not known"),
+        ];
+        for (query, expected) in table {
+            let told = of(query).unwrap_err();
+            assert!(told.starts_with(&format!("invalid value for {expected}")), "{query}: {told}");
+        }
     }
 
     #[test]

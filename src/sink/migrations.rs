@@ -26,13 +26,14 @@ macro_rules! migration {
     };
 }
 
-const MIGRATIONS: [Migration; 6] = [
+const MIGRATIONS: [Migration; 7] = [
     migration!(1, "usage", "0001_usage.sql"),
     migration!(2, "views", "0002_views.sql"),
     migration!(3, "replay", "0003_replay.sql"),
     migration!(4, "events", "0004_events.sql"),
     migration!(5, "comments", "0005_comments.sql"),
     migration!(6, "cache", "0006_cache.sql"),
+    migration!(7, "cache_events", "0007_cache_events.sql"),
 ];
 
 /// Where the applied ones are written down, and the database itself. `Atomic` is said explicitly: a server that runs as a

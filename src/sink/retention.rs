@@ -40,12 +40,14 @@ impl std::fmt::Display for Change {
 }
 
 /// The tables whose rows may be dropped by age, and for how many days the configuration keeps them.
-const fn wanted(config: &ClickHouse) -> [Change; 5] {
+const fn wanted(config: &ClickHouse) -> [Change; 7] {
     [
         Change { table: "usage", days: config.usage_ttl_days },
         Change { table: "routing_decisions", days: config.routing_decisions_ttl_days },
         Change { table: "refusals", days: config.refusals_ttl_days },
         Change { table: "budget_events", days: config.budget_events_ttl_days },
+        Change { table: "cache_lookups", days: config.cache_lookups_ttl_days },
+        Change { table: "cache_changes", days: config.cache_changes_ttl_days },
         Change { table: "replay_decisions", days: config.replay_decisions_ttl_days },
     ]
 }

@@ -9,6 +9,7 @@ BASE_URL ends in /v1. Ends with 0 when everything is as expected, else says what
 import argparse
 import sys
 import uuid
+from decimal import Decimal
 
 import openai
 
@@ -107,7 +108,12 @@ def models(client, model):
     listed = [entry.id for entry in client.models.list()]
     expect(model in listed, f"{model} is listed: {listed}")
     expect("auto" in listed, f"auto is listed: {listed}")
+    expect(client.models.list().model_extra["limits"]["organization"], "the limits of the organization are told")
     found = client.models.retrieve(model)
+    for price in found.model_extra["prices"]:
+        dollars, pico = price["per_million_tokens_usd"]["output"], price["per_token_pico_usd"]["output"]
+        expect(Decimal(dollars) * 1_000_000 == pico, f"both prices are the same: {price}")
+    expect(found.model_extra["prices"] and found.model_extra["context_window"] > 0, f"price and context: {found}")
     expect(found.id == model and found.object == "model" and found.owned_by, f"the model is described: {found}")
     try:
         client.models.retrieve("no-such-model")

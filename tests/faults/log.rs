@@ -233,6 +233,8 @@ impl Fold for Journal {
                 Fact::RequestRouted(_) => Some("routing_decisions"),
                 Fact::RequestRefused(_) => Some("refusals"),
                 Fact::Overdrawn(_) | Fact::ThresholdCrossed(_) => Some("budget_events"),
+                Fact::CacheLookedUp(_) => Some("cache_lookups"),
+                Fact::CacheInserted(_) | Fact::CacheEvicted(_) | Fact::CachePurged(_) => Some("cache_changes"),
                 _ => None,
             };
             if let Some(table) = table {

@@ -6,6 +6,7 @@ mod events;
 mod guide;
 mod http;
 mod journal;
+mod poison;
 mod readers;
 pub mod world;
 
@@ -433,6 +434,8 @@ async fn every_earlier_version_goes_forward_with_its_rows() {
         (4, "routing_decisions", "at, organization, request_id, candidate_models", "now64(3), 'acme', 'r', ['m']"),
         (4, "refusals", "at, organization, request_id, code", "now64(3), 'acme', 'r', 'rate_limit_exceeded'"),
         (4, "budget_events", "at, organization, request_id, event", "now64(3), 'acme', 'r', 'overdrawn'"),
+        (7, "cache_lookups", "at, organization, request_id, outcome", "now64(3), 'acme', 'r', 'hit'"),
+        (7, "cache_changes", "at, organization, request_id, event", "now64(3), 'acme', 'r', 'inserted'"),
     ];
     for earlier in all {
         let database = format!("{}_{}", world.clickhouse.database, earlier.number);

@@ -13,13 +13,11 @@ WITH answered AS
     SELECT
         anyIf(u.model, u.outcome = 'completed') AS model,
         sum(u.cost_usd) AS spent_usd,
-        sumIf(
-            (u.input_tokens * {input_usd:Decimal(38, 12)}
-                + ifNull(u.cached_input_tokens, 0) * {cached_input_usd:Decimal(38, 12)}
-                + ifNull(u.cache_write_tokens, 0) * {cache_write_usd:Decimal(38, 12)}
-                + u.output_tokens * {output_usd:Decimal(38, 12)}) / 1000000,
-            u.outcome = 'completed') AS reference_usd,
-        countIf(u.cost_usd IS NULL) + countIf(u.outcome = 'completed' AND (u.input_tokens + u.output_tokens) IS NULL)
+        sumIf(u.input_tokens, u.outcome = 'completed') AS input_tokens,
+        sumIf(u.cached_input_tokens, u.outcome = 'completed') AS cached_input_tokens,
+        sumIf(u.cache_write_tokens, u.outcome = 'completed') AS cache_write_tokens,
+        sumIf(u.output_tokens, u.outcome = 'completed') AS output_tokens,
+        countIf(u.cost_usd IS NULL) + countIf(u.outcome = 'completed' AND (u.input_tokens IS NULL OR u.output_tokens IS NULL))
             AS unknown
     FROM usage_exact AS u
     WHERE u.organization = {organization:String}
@@ -35,8 +33,11 @@ SELECT
     a.model AS answered_by,
     countIf(a.unknown = 0) AS requests,
     sumIf(a.spent_usd, a.unknown = 0) AS spent_usd,
-    sumIf(a.reference_usd, a.unknown = 0) AS reference_usd,
-    sumIf(a.reference_usd, a.unknown = 0) - sumIf(a.spent_usd, a.unknown = 0) AS saved_usd,
+    (sumIf(a.input_tokens, a.unknown = 0) * {input_usd:Decimal(38, 12)}
+        + ifNull(sumIf(a.cached_input_tokens, a.unknown = 0), 0) * {cached_input_usd:Decimal(38, 12)}
+        + ifNull(sumIf(a.cache_write_tokens, a.unknown = 0), 0) * {cache_write_usd:Decimal(38, 12)}
+        + sumIf(a.output_tokens, a.unknown = 0) * {output_usd:Decimal(38, 12)}) / 1000000 AS reference_usd,
+    reference_usd - spent_usd AS saved_usd,
     countIf(a.unknown > 0) AS left_out
 FROM answered AS a
 GROUP BY answered_by

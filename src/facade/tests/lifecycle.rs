@@ -112,12 +112,14 @@ async fn models_are_listed_and_found_by_alias() {
         serde_json::from_slice::<serde_json::Value>(&bytes).unwrap()
     };
     let list = get("/v1/models").await;
-    assert_eq!(list["object"], "list");
+    assert_eq!(get("/api/models").await, list);
+    assert_eq!((&list["object"], &list["organization"]), (&serde_json::json!("list"), &serde_json::json!("acme")));
     let ids: Vec<_> = list["data"].as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap()).collect();
     assert_eq!(ids, ["auto", "gpt-4o-mini"]);
     let model = serde_json::json!({
         "id": "gpt-4o-mini", "object": "model", "created": 1_721_260_800, "owned_by": "openai", "tier": 2,
         "context_window": 128_000, "max_output_tokens": 16_384, "capabilities": ["chat", "streaming"],
+        "prices": [], "limits": { "requests_per_minute": null, "tokens_per_minute": null, "concurrent_requests": null },
     });
     for path in ["gpt-4o-mini", "openai/gpt-4o-mini", "openai%2Fgpt-4o-mini"] {
         assert_eq!(get(&format!("/v1/models/{path}")).await, model, "{path}");

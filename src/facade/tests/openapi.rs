@@ -58,7 +58,7 @@ async fn every_route_answers() {
             (_, "/v1/requests/{id}/events") => 400,
             (_, "/v1/requests/{id}/cancel") => 503,
             // ClickHouse is away.
-            (_, "/v1/usage" | "/ai/usage") => 503,
+            (_, "/v1/usage" | "/ai/usage" | "/api/conversations/analytics/models") => 503,
             ("post", _) => 400,
             _ => 200,
         };

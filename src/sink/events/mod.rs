@@ -89,15 +89,12 @@ impl Partition {
         self.next_offset = Some(offset + 1);
         let end = Place { offset: offset + 1, tenancy: Some(self.tenancy) };
         match entry {
-            Entry::Commit(commit) if effective => {
-                let about_a_request = commit.organization.is_some() && commit.request.is_some();
-                match commit.facts.iter().filter(|fact| has_table(fact)).count() {
-                    rows if rows > 0 && about_a_request => {
-                        Read::Rows { item: Event { partition: number, offset, commit }, rows, end }
-                    }
-                    _ => Read::Nothing { end },
+            Entry::Commit(commit) if effective => match commit.facts.iter().filter(|fact| has_table(fact)).count() {
+                rows if rows > 0 && commit.organization.is_some() => {
+                    Read::Rows { item: Event { partition: number, offset, commit }, rows, end }
                 }
-            }
+                _ => Read::Nothing { end },
+            },
             Entry::Commit(_) | Entry::OwnershipTaken(_) => Read::Nothing { end },
         }
     }

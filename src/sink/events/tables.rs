@@ -4,7 +4,8 @@
 use clickhouse::{Client, Row};
 use serde::Serialize;
 
-use crate::domain::OrganizationId;
+use crate::domain::{ModelName, OrganizationId, Timestamp};
+use crate::records::Origin;
 use crate::records::journal::{Commit, Fact, Features, IntentSource, Period, RequestContext};
 
 /// A fact, and what its commit says about it.
@@ -14,10 +15,27 @@ struct Place<'a> {
     index: i32,
     commit: &'a Commit,
     organization: &'a OrganizationId,
-    request: &'a RequestContext,
+    /// `None`: it is about the organization as a whole.
+    request: Option<&'a RequestContext>,
 }
 
 impl<'a> Place<'a> {
+    fn requested_model(&self) -> Option<&'a str> {
+        self.request?.requested_model.as_ref().map(ModelName::as_str)
+    }
+
+    fn policy(&self) -> Option<&'a str> {
+        self.request?.policy.as_ref().map(|name| name.as_str())
+    }
+
+    /// That answers first, or whose kept answer is given, when this commit makes an attempt.
+    fn model(&self) -> Option<&'a str> {
+        self.commit.facts.iter().find_map(|fact| match fact {
+            Fact::AttemptStarted(started) => Some(started.model.as_str()),
+            _ => None,
+        })
+    }
+
     /// Of the content, when this commit admits its request.
     fn features(&self) -> Option<&'a Features> {
         self.commit.facts.iter().find_map(|fact| match fact {
@@ -65,11 +83,11 @@ macro_rules! tables {
                         journal_index: place.index,
                         at: place.commit.at.as_millis(),
                         organization: place.organization.as_str(),
-                        request_id: place.request.request_id.as_str(),
-                        origin: place.request.origin.as_str(),
-                        key_id: place.request.key_id.as_ref().map(|id| id.as_str()),
-                        user: place.request.user.as_ref().map(|id| id.as_str()),
-                        user_tier: place.request.user_tier.as_deref(),
+                        request_id: place.request.map_or("", |request| request.request_id.as_str()),
+                        origin: place.request.map_or(Origin::Live, |request| request.origin).as_str(),
+                        key_id: place.request.and_then(|request| request.key_id.as_ref()).map(|id| id.as_str()),
+                        user: place.request.and_then(|request| request.user.as_ref()).map(|id| id.as_str()),
+                        user_tier: place.request.and_then(|request| request.user_tier.as_deref()),
                         control_offset: place.commit.control_offset,
                         ..Self::default()
                     }
@@ -121,9 +139,9 @@ macro_rules! tables {
 
 tables! {
     // The ends of attempts are postings, which are in `usage`, and so is how the request ended. The others tell of
-    // something under way; what the cache gave is in `usage`, too.
+    // something under way.
     no table: RequestAdmitted, AttemptStarted, AttemptEnded, RequestSettled, CancelRequested, RecordSkipped,
-        AttemptProgressed, OrphanPosted, CacheLookedUp, CacheInserted, CacheEvicted, CachePurged;
+        AttemptProgressed, OrphanPosted;
 
     routing_decisions: RoutingDecision {
         requested_model: Option<&'a str>,
@@ -149,10 +167,10 @@ tables! {
         images: Option<u32>,
     } = {
         RequestRouted(place, routed) => {
-            requested_model: place.request.requested_model.as_ref().map(|name| name.as_str()),
-            policy: place.request.policy.as_ref().map(|name| name.as_str()),
-            policy_version: place.request.policy_version,
-            arm: place.request.arm.as_deref(),
+            requested_model: place.requested_model(),
+            policy: place.policy(),
+            policy_version: place.request.and_then(|request| request.policy_version),
+            arm: place.request.and_then(|request| request.arm.as_deref()),
             escalation: place.features().is_none(),
             intent: routed.tiering.as_ref().and_then(|tiering| tiering.intent.as_deref()),
             intent_source: intent_source(routed.tiering.as_ref().map_or(IntentSource::None, |t| t.intent_source)),
@@ -185,8 +203,8 @@ tables! {
         messages: Option<u32>,
     } = {
         RequestRefused(place, refused) => {
-            requested_model: place.request.requested_model.as_ref().map(|name| name.as_str()),
-            policy: place.request.policy.as_ref().map(|name| name.as_str()),
+            requested_model: place.requested_model(),
+            policy: place.policy(),
             code: &refused.code,
             status: refused.status,
             limit: refused.limit.as_deref(),
@@ -221,12 +239,77 @@ tables! {
             posted_usd: Some(crossed.posted_pico_usd.get()),
         }
     }
+
+    cache_lookups: CacheLookup {
+        requested_model: Option<&'a str>,
+        policy: Option<&'a str>,
+        model: Option<&'a str>,
+        content: String,
+        fingerprint: String,
+        outcome: &'static str,
+        keeps: bool,
+        ttl_seconds: Option<u64>,
+        max_age_seconds: Option<u64>,
+        age_ms: Option<u64>,
+    } = {
+        CacheLookedUp(place, looked_up) => {
+            requested_model: place.requested_model(),
+            policy: place.policy(),
+            model: place.model(),
+            content: looked_up.content.to_string(),
+            fingerprint: looked_up.fingerprint.to_string(),
+            outcome: looked_up.outcome.as_str(),
+            keeps: looked_up.keeps,
+            ttl_seconds: looked_up.ttl_seconds,
+            max_age_seconds: looked_up.max_age_seconds,
+            age_ms: looked_up.age_ms,
+        }
+    }
+
+    cache_changes: CacheChange {
+        event: &'static str,
+        fingerprints: Vec<String>,
+        entries: u64,
+        reason: Option<&'static str>,
+        bytes: Option<u64>,
+        expires_at: Option<i64>,
+        model: Option<&'a str>,
+        deployment: Option<&'a str>,
+        provider: Option<&'a str>,
+        tier: Option<u8>,
+        kept_before: Option<i64>,
+    } = {
+        CacheInserted(place, inserted) => {
+            event: "inserted",
+            fingerprints: vec![inserted.fingerprint.to_string()],
+            entries: 1,
+            bytes: Some(inserted.bytes),
+            expires_at: Some(inserted.expires_at.as_millis()),
+            model: Some(inserted.model.as_str()),
+            deployment: Some(inserted.deployment.as_str()),
+            provider: Some(inserted.provider.as_str()),
+            tier: Some(inserted.tier),
+        }
+        CacheEvicted(place, evicted) => {
+            event: "evicted",
+            fingerprints: evicted.fingerprints.iter().map(ToString::to_string).collect(),
+            entries: evicted.fingerprints.len() as u64,
+            reason: Some(evicted.reason.as_str()),
+        }
+        CachePurged(place, purged) => {
+            event: "purged",
+            entries: purged.entries,
+            model: purged.model.as_ref().map(ModelName::as_str),
+            kept_before: purged.before.map(Timestamp::as_millis),
+        }
+    }
 }
 
 impl<'a> Rows<'a> {
     /// The rows of the effective commit at `offset` of `partition` of the journal.
     pub fn add(&mut self, partition: i32, offset: i64, commit: &'a Commit) {
-        let (Some(organization), Some(request)) = (&commit.organization, &commit.request) else { return };
+        let Some(organization) = &commit.organization else { return };
+        let request = commit.request.as_deref();
         for (index, fact) in (0..).zip(&commit.facts) {
             self.add_fact(&Place { partition, offset, index, commit, organization, request }, fact);
         }
@@ -255,10 +338,10 @@ pub mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::domain::{DeploymentId, ModelName, PicoUsd, PolicyName, RequestId, Timestamp};
-    use crate::records::Origin;
+    use crate::domain::{DeploymentId, Fingerprint, PicoUsd, PolicyName, RequestId};
     use crate::records::journal::{
-        Account, Candidate, InputKind, Overdrawn, RequestAdmitted, RequestRefused, RequestRouted, ThresholdCrossed,
+        Account, AttemptSource, AttemptStarted, CacheEvicted, CacheInserted, CacheLookedUp, CacheOutcome, CachePurged,
+        Candidate, Eviction, InputKind, Overdrawn, RequestAdmitted, RequestRefused, RequestRouted, ThresholdCrossed,
         Tiering,
     };
 
@@ -405,5 +488,84 @@ pub mod tests {
             assert!(sql.contains(&format!("CREATE TABLE IF NOT EXISTS {{database}}.{table}\n")), "{table}");
             assert!(sql.contains(&format!("VIEW {{database}}.{table}_exact AS")), "{table}");
         }
+    }
+
+    fn looked_up(outcome: CacheOutcome) -> Fact {
+        Fact::CacheLookedUp(CacheLookedUp {
+            content: Fingerprint::new(1),
+            fingerprint: Fingerprint::new(255),
+            outcome,
+            keeps: true,
+            ttl_seconds: Some(60),
+            max_age_seconds: None,
+            age_ms: Some(1_500),
+        })
+    }
+
+    #[test]
+    fn a_look_into_the_cache_names_the_model_that_it_led_to() {
+        let started = Fact::AttemptStarted(AttemptStarted {
+            attempt: 1,
+            model: ModelName::parse("small").unwrap(),
+            deployment: DeploymentId::parse("small-a").unwrap(),
+            provider: "p".into(),
+            price_version: 7,
+            reservation: None,
+            limits: None,
+            delay_ms: 0,
+            source: AttemptSource::Cache,
+            shared_with: None,
+        });
+        let commit = commit(1, 1, vec![admitted(), looked_up(CacheOutcome::Hit), started]);
+        let rows = rows(&commit);
+        let [row] = rows.cache_lookups.as_slice() else { panic!("{rows:?}") };
+        assert_eq!((row.journal_index, row.request_id, row.user_tier), (1, "r1", Some("vip")));
+        assert_eq!((row.model, row.requested_model, row.policy), (Some("small"), Some("auto"), Some("auto")));
+        assert_eq!((row.outcome, row.keeps, row.age_ms), ("hit", true, Some(1_500)));
+        assert_eq!((row.ttl_seconds, row.max_age_seconds), (Some(60), None));
+        assert_eq!(
+            (row.content.as_str(), row.fingerprint.as_str()),
+            (&*format!("{:032}", 1), &*format!("{:0>32}", "ff"))
+        );
+    }
+
+    #[test]
+    fn what_is_kept_and_no_longer_kept_is_one_table() {
+        let inserted = Fact::CacheInserted(Box::new(CacheInserted {
+            fingerprint: Fingerprint::new(10),
+            bytes: 900,
+            expires_at: Timestamp::from_millis(61_000),
+            model: ModelName::parse("small").unwrap(),
+            deployment: DeploymentId::parse("small-a").unwrap(),
+            provider: "p".into(),
+            tier: 1,
+        }));
+        let fingerprints = vec![Fingerprint::new(10), Fingerprint::new(11)];
+        let evicted = Fact::CacheEvicted(CacheEvicted { fingerprints, reason: Eviction::LeastRecentlyUsed });
+        let commit = commit(1, 1, vec![inserted, evicted]);
+        let rows = rows(&commit);
+        let [inserted, evicted] = rows.cache_changes.as_slice() else { panic!("{rows:?}") };
+        assert_eq!(
+            (inserted.event, inserted.entries, inserted.bytes, inserted.tier),
+            ("inserted", 1, Some(900), Some(1))
+        );
+        assert_eq!((inserted.expires_at, inserted.model, inserted.reason), (Some(61_000), Some("small"), None));
+        assert_eq!(inserted.fingerprints, [format!("{:0>32}", "a")]);
+        assert_eq!((evicted.event, evicted.entries, evicted.reason), ("evicted", 2, Some("least_recently_used")));
+        assert_eq!(
+            (evicted.fingerprints.len(), evicted.bytes, evicted.expires_at, evicted.model),
+            (2, None, None, None)
+        );
+    }
+
+    #[test]
+    fn a_purge_is_no_requests_and_has_a_row_all_the_same() {
+        let before = Some(Timestamp::from_millis(500));
+        let purged = Fact::CachePurged(CachePurged { model: None, before, entries: 12 });
+        let commit = Commit { request: None, ..commit(1, 1, vec![purged]) };
+        let rows = rows(&commit);
+        let [row] = rows.cache_changes.as_slice() else { panic!("{rows:?}") };
+        assert_eq!((row.organization, row.request_id, row.origin, row.key_id), ("acme", "", "live", None));
+        assert_eq!((row.event, row.entries, row.kept_before, row.fingerprints.len()), ("purged", 12, Some(500), 0));
     }
 }

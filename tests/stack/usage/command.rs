@@ -75,7 +75,7 @@ async fn what_goes_wrong_says_what_to_do_and_is_an_exit_code_of_its_own() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let silent = format!("http://{}", listener.local_addr().expect("an address"));
     let table: [(&[&str], &str); 8] = [
-        (&["costs"], "there is no saved query \"costs\"; there are budget_burn_down, cost, "),
+        (&["costs"], "there is no saved query \"costs\"; there are budget_burn_down, cache_savings, cost, "),
         (&["budget_burn_down"], "budget_burn_down needs organization, who pays; give --param organization="),
         (&["cost", "--param", "who=me"], "cost has no parameter \"who\"; it has by, tag, organization, "),
         (&["cost", "--param", "from_day=yesterday"], "from_day = \"yesterday\" is not a day such as 2026-11-22"),

@@ -49,6 +49,7 @@ async fn facts_of_effective_commits_are_rows_and_others_never() {
         owners.take_over(&world, partition).await;
     }
     owners.requests(&world, 60).await;
+    owners.purge(&world, "organization-3").await;
     let events = world.start_events(world.clickhouse.clone()).await;
     assert_tables_are(&world, &owners.events).await;
     for table in TABLES {
@@ -68,6 +69,19 @@ async fn facts_of_effective_commits_are_rows_and_others_never() {
     let routed = "SELECT count() FROM routing_decisions_exact WHERE intent = 'faq' AND tier = 1 AND escalation \
         AND candidate_models[2] = 'claude-haiku-4-5' AND candidate_tiers = [1, 2, 3] AND input_tokens IS NULL";
     assert_eq!(world.number(routed).await, 72);
+    let kept = "SELECT countIf(outcome = 'miss' AND keeps AND ttl_seconds = 60 AND age_ms IS NULL AND length(fingerprint) = 32) \
+        FROM cache_lookups_exact";
+    assert_eq!(world.number(kept).await, 48);
+    let inserted = "SELECT assumeNotNull(sum(bytes)) FROM cache_changes_exact WHERE event = 'inserted' AND tier = 1 \
+        AND expires_at = '2026-10-31 23:00:00'";
+    let sum: u64 = (0..120).filter(|number| number % 5 > 2).map(|number| 1_000 + number).sum();
+    assert_eq!(world.number(inserted).await, sum);
+    let evicted = "SELECT sum(entries) FROM cache_changes_exact WHERE event = 'evicted' AND reason = 'least_recently_used' \
+        AND fingerprints[2] = repeat('f', 32)";
+    assert_eq!(world.number(evicted).await, 96);
+    let purged = "SELECT sum(entries) FROM cache_changes_exact WHERE event = 'purged' AND organization = 'organization-3' \
+        AND request_id = ''";
+    assert_eq!(world.number(purged).await, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

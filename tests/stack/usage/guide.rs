@@ -4,6 +4,7 @@ use tollstream::domain::{
     ConversationId, DeploymentId, KeyId, ModelName, OrganizationId, PicoUsd, PolicyName, Price, RequestId, Timestamp,
     TokenUsage, UserId,
 };
+use tollstream::records::journal::{AttemptSource, Saved};
 use tollstream::records::usage::{PostingKind, UsageRecord};
 use tollstream::records::{Origin, Outcome, Topic, UsageSource};
 
@@ -70,7 +71,7 @@ fn posting(number: u64, kind: PostingKind, user: &str, key: &str) -> UsageRecord
         duration_ms: None,
         request_duration_ms: Some(900),
         saved: None,
-        source: tollstream::records::journal::AttemptSource::Provider,
+        source: AttemptSource::Provider,
     }
 }
 
@@ -134,8 +135,36 @@ fn a_day() -> Vec<UsageRecord> {
     day
 }
 
-/// What else the journal told of that day.
-const EVENTS: [&str; 3] = [
+/// The first of December: four answers that the cache gave, of one of which nobody knows what it saved.
+fn given_again() -> Vec<UsageRecord> {
+    let served = |number: u64, model: usize, source: AttemptSource| {
+        let called = attempt(number, 1, model, Outcome::Completed);
+        let nine_days = 9 * 24 * 3_600_000;
+        let later = |at: Timestamp| Timestamp::from_millis(at.as_millis() + nine_days);
+        UsageRecord {
+            journal_offset: 4_000 + number as i64,
+            kind: PostingKind::Served,
+            at: later(called.at),
+            received_at: later(called.received_at),
+            request_id: RequestId::parse(&format!("repeated-{number}")).unwrap(),
+            usage: TokenUsage::NOTHING,
+            usage_source: UsageSource::None,
+            cost_pico_usd: Some(PicoUsd::ZERO),
+            source,
+            saved: Some(Saved { usage: called.usage, cost_pico_usd: called.cost_pico_usd.filter(|_| number != 9) }),
+            ..called
+        }
+    };
+    vec![
+        served(1, 0, AttemptSource::Cache),
+        served(2, 0, AttemptSource::Shared),
+        served(7, 2, AttemptSource::Cache),
+        served(9, 0, AttemptSource::Cache),
+    ]
+}
+
+/// What else the journal told of those days.
+const EVENTS: [&str; 4] = [
     "INSERT INTO refusals (journal_offset, at, organization, request_id, origin, key_id, user, requested_model, code, status, \
      `limit`, input_tokens) SELECT 1000 + number, toDateTime64('2026-11-22 08:17:00', 3, 'UTC') + toIntervalMinute(number), \
      'acme', concat('request-', toString(17 + number)), 'live', 'key-batch', 'linus', 'auto', \
@@ -150,10 +179,15 @@ const EVENTS: [&str; 3] = [
     "INSERT INTO budget_events (journal_offset, at, organization, request_id, origin, event, account, period, percent, \
      budget_usd, posted_usd) VALUES (2000, toDateTime64('2026-11-22 08:21:00', 3, 'UTC'), 'acme', 'request-21', 'live', \
      'threshold_crossed', 'organization', 'month', 50, 0.2, 0.1)",
+    "INSERT INTO cache_lookups (journal_offset, at, organization, request_id, origin, model, fingerprint, outcome, keeps, age_ms) \
+     SELECT 3000 + number, toDateTime64('2026-12-01 08:00:00', 3, 'UTC') + toIntervalMinute(number), 'acme', \
+     concat('repeated-', toString(number)), 'live', ['claude-haiku-4-5', 'claude-opus-4-6'][1 + (number % 8 = 7)], \
+     toString(number), multiIf(number IN (1, 7, 9), 'hit', number = 2, 'shared', number = 3, 'bypassed', 'miss'), true, \
+     if(number IN (1, 7, 9), 60000, NULL) FROM numbers(16)",
 ];
 
 /// How the guide asks each query.
-const ASKED: [(&str, &str); 12] = [
+const ASKED: [(&str, &str); 13] = [
     ("cost", "by=tag from_day=2026-11-22 until_day=2026-11-23"),
     ("spend_by_model_and_user", "organization=acme day=2026-11-22"),
     ("top_spenders", "from_day=2026-11-22 until_day=2026-11-23"),
@@ -174,6 +208,7 @@ const ASKED: [(&str, &str); 12] = [
     ("errors_and_slow_answers", "from_day=2026-11-22 until_day=2026-11-23 slow_ms=250"),
     ("refusals_by_limit", "from_day=2026-11-22 until_day=2026-11-23"),
     ("routing_by_intent", "from_day=2026-11-22 until_day=2026-11-23"),
+    ("cache_savings", "from_day=2026-12-01 until_day=2026-12-02"),
 ];
 
 const TODAY: Date = date(2026, 11, 28);
@@ -181,10 +216,10 @@ const TODAY: Date = date(2026, 11, 28);
 /// The day in a world of its own, every row of it twice, which nothing has merged.
 pub async fn world_of_the_day() -> World {
     let mut world = World::new().await;
-    for table in ["usage", "refusals", "routing_decisions", "budget_events"] {
+    for table in ["usage", "refusals", "routing_decisions", "budget_events", "cache_lookups"] {
         world.client().query_raw(&format!("SYSTEM STOP MERGES {table}")).execute().await.unwrap();
     }
-    let day = a_day();
+    let day = [a_day(), given_again()].concat();
     for posting in day.iter().chain(&day) {
         let mut payload = Vec::new();
         world.codec.encode(posting, &mut payload).unwrap();

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use tollstream::domain::ids::partition_of;
 use tollstream::domain::{
-    DeploymentId, KeyId, ModelName, OrganizationId, PicoUsd, PolicyName, RequestId, Timestamp, TokenUsage, UserId,
+    DeploymentId, Fingerprint, KeyId, ModelName, OrganizationId, PicoUsd, PolicyName, RequestId, Timestamp, TokenUsage,
+    UserId,
 };
 use tollstream::records::journal::{
-    Account, AttemptEnded, Candidate, Commit, Entry, Fact, InputKind, IntentSource, JournalRecord, Overdrawn,
-    OwnershipTaken, Period, RequestContext, RequestRefused, RequestRouted, RequestSettled, ThresholdCrossed, Tiering,
+    Account, AttemptEnded, CacheEvicted, CacheInserted, CacheLookedUp, CacheOutcome, CachePurged, Candidate, Commit,
+    Entry, Eviction, Fact, InputKind, IntentSource, JournalRecord, Overdrawn, OwnershipTaken, Period, RequestContext,
+    RequestRefused, RequestRouted, RequestSettled, ThresholdCrossed, Tiering,
 };
 use tollstream::records::{Origin, Outcome, Topic, UsageSource};
 
@@ -102,9 +104,12 @@ impl Owners {
             _ => {
                 let facts = vec![
                     routed(number),
+                    looked_up(number),
                     ended(1, number, Outcome::Completed, Some(cost)),
                     settled(Outcome::Completed, 1),
                     crossed(number),
+                    inserted(number),
+                    evicted(number),
                 ];
                 self.effective(world, &organization, facts).await;
             }
@@ -119,6 +124,19 @@ impl Owners {
 
     pub const fn requests_made(&self) -> u64 {
         self.requests
+    }
+
+    /// Somebody has an organization's answers forgotten, which is no request.
+    pub async fn purge(&mut self, world: &World, organization: &str) {
+        let partition = partition_of(organization, PARTITIONS as u32);
+        let tenure = &mut self.tenures[partition as usize];
+        let fact = Fact::CachePurged(CachePurged { model: None, before: None, entries: 3 });
+        let mut entry = commit(organization, "none", tenure.id, tenure.next_sequence, self.requests, vec![fact]);
+        tenure.next_sequence += 1;
+        let Entry::Commit(commit) = &mut entry else { panic!("a commit") };
+        commit.request = None;
+        let offset = append(world, partition, entry).await;
+        self.events.push(("cache_changes", partition, offset, 0));
     }
 
     async fn effective(&mut self, world: &World, organization: &str, facts: Vec<Fact>) {
@@ -139,6 +157,8 @@ impl Owners {
                 Fact::RequestRouted(_) => Some("routing_decisions"),
                 Fact::RequestRefused(_) => Some("refusals"),
                 Fact::Overdrawn(_) | Fact::ThresholdCrossed(_) => Some("budget_events"),
+                Fact::CacheLookedUp(_) => Some("cache_lookups"),
+                Fact::CacheInserted(_) | Fact::CacheEvicted(_) | Fact::CachePurged(_) => Some("cache_changes"),
                 _ => None,
             };
             self.events.extend(table.map(|table| (table, partition, offset, index)));
@@ -294,6 +314,35 @@ fn crossed(number: u64) -> Fact {
         limit_pico_usd: PicoUsd::new(5_000_000_000_000_000),
         posted_pico_usd: PicoUsd::new(4_000_000_000_000_001 + i128::from(number)),
     })
+}
+
+fn looked_up(number: u64) -> Fact {
+    Fact::CacheLookedUp(CacheLookedUp {
+        content: Fingerprint::new(7),
+        fingerprint: Fingerprint::new(u128::from(number)),
+        outcome: CacheOutcome::Miss,
+        keeps: true,
+        ttl_seconds: Some(60),
+        max_age_seconds: None,
+        age_ms: None,
+    })
+}
+
+fn inserted(number: u64) -> Fact {
+    Fact::CacheInserted(Box::new(CacheInserted {
+        fingerprint: Fingerprint::new(u128::from(number)),
+        bytes: 1_000 + number,
+        expires_at: Timestamp::from_millis(BEGIN + 3_600_000),
+        model: ModelName::parse(MODELS[0]).unwrap(),
+        deployment: DeploymentId::parse("deployment-0").unwrap(),
+        provider: "provider".into(),
+        tier: 1,
+    }))
+}
+
+fn evicted(number: u64) -> Fact {
+    let fingerprints = vec![Fingerprint::new(u128::from(number)), Fingerprint::new(u128::MAX)];
+    Fact::CacheEvicted(CacheEvicted { fingerprints, reason: Eviction::LeastRecentlyUsed })
 }
 
 fn settled(outcome: Outcome, attempts: u32) -> Fact {
