@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::{demo, output, signals};
 use crate::cli::stack::UpArgs as StackArgs;
 use crate::codec::{Codec, Registry};
-use crate::config::{AdminKey, Config, Environment};
+use crate::config::{AdminKey, Config, Environment, Secret};
 use crate::domain::OrganizationId;
 use crate::node::{Node, Role};
 use crate::runtime::control_log::ControlLog;
@@ -113,6 +113,9 @@ struct Recorded {
 struct Keys {
     api_key: String,
     admin_key: String,
+    /// Directories of before it have none.
+    #[serde(default)]
+    fingerprint_key: Option<String>,
 }
 
 /// The engines, held by this process or by their own supervisor.
@@ -192,6 +195,7 @@ async fn serve(
     let simulator = start_simulator(args, &mut config, &progress).await?;
     let keys = kept_keys(&config, data).await.context("making the first key")?;
     config.admin.key = Some(AdminKey::of_secret(&keys.admin_key)?);
+    config.processor.fingerprint_key = keys.fingerprint_key.clone().map(Secret::new);
     let mut node = Node::start(config.clone(), &Role::ALL).await?;
     let description = describe(&config, &addresses, keys, data, simulator.as_ref(), &node)?;
     let ready = tokio::select! {
@@ -291,7 +295,8 @@ async fn kept_keys(config: &Config, data: &Path) -> anyhow::Result<Keys> {
     let created =
         keys::create(&mut log, &publisher, keys::of_organization(&OrganizationId::parse(ORGANIZATION)?), ACTOR).await?;
     let admin_key = keys::secret(keys::ADMIN_PREFIX)?;
-    let made = Keys { api_key: created.secret.expose().to_owned(), admin_key };
+    let fingerprint_key = Some(keys::secret("")?);
+    let made = Keys { api_key: created.secret.expose().to_owned(), admin_key, fingerprint_key };
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
     file.write_all(serde_json::to_string_pretty(&made)?.as_bytes())?;
     Ok(made)

@@ -237,6 +237,12 @@ impl Shard {
         let bodies = Room::new(config.processor.bodies_bytes_max);
         let name = |topic| kafka::topic_name(&config.kafka, topic);
         let shelf = Shelf::new(config.cache.bytes_max);
+        if config.processor.fingerprint_key.is_none() {
+            tracing::warn!(
+                "processor.fingerprint_key is not set: who reads the journal can test guesses of short prompts, and who writes \
+                 to `cache` can forge answers"
+            );
+        }
         let fingerprints = Fingerprints::new(config.processor.fingerprint_key.as_ref());
         let shell = Shell {
             calls: Arc::new(Calls::new(
