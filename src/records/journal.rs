@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -177,37 +177,27 @@ macro_rules! facts {
             }
         }
 
-        /// A field of a fact's envelope.
-        #[derive(Deserialize)]
-        #[serde(field_identifier, rename_all = "snake_case")]
-        enum Field {
-            Kind,
-            $($variant,)*
-            #[serde(other)]
-            Unknown,
-        }
-
         impl FactRecord {
-            /// Reads the field that is set straight into the fact: an envelope of all of them would be large.
+            /// Reads the field that the kind names straight into the fact: an envelope of all of them would be large, and looking
+            /// up the names of all the others costs more than the fact. `kind` is the first field of every schema.
             fn read<'de, A: MapAccess<'de>>(mut envelope: A) -> Result<Self, A::Error> {
-                let (mut kind, mut found) = (None::<Kind>, None::<(&str, Fact)>);
-                while let Some(field) = envelope.next_key::<Field>()? {
-                    match field {
-                        Field::Kind => kind = Some(envelope.next_value()?),
-                        $(Field::$variant => {
-                            let name = stringify!($kind);
-                            if let Some(fact) = envelope.next_value::<Option<$of>>()?
-                                && kind.as_ref().is_none_or(|kind| kind.0 == name)
-                            {
-                                found = Some((name, Fact::$variant(fact)));
-                            }
-                        })*
-                        Field::Unknown => _ = envelope.next_value::<IgnoredAny>()?,
+                if envelope.next_key_seed(Is("kind"))? != Some(true) {
+                    return Err(A::Error::custom("a fact's envelope does not begin with its kind"));
+                }
+                let (kind, mut found) = (envelope.next_value::<Kind>()?.0, None);
+                while let Some(is_wanted) = envelope.next_key_seed(Is(&kind))? {
+                    if !is_wanted {
+                        envelope.next_value::<IgnoredAny>()?;
+                        continue;
+                    }
+                    match &*kind {
+                        $(stringify!($kind) => found = envelope.next_value::<Option<$of>>()?.map(Fact::$variant),)*
+                        // A kind that this version does not know, or the name of what comes first.
+                        _ => _ = envelope.next_value::<IgnoredAny>()?,
                     }
                 }
-                let kind = kind.ok_or_else(|| A::Error::missing_field("kind"))?.0;
                 Ok(Self(match found {
-                    Some((name, fact)) if kind == name => Ok(fact),
+                    Some(fact) => Ok(fact),
                     _ if FACT_KINDS.contains(&&*kind) => Err(EnvelopeError::Missing { kind: kind.into_owned() }),
                     _ => Err(EnvelopeError::UnknownKind { kind: kind.into_owned(), known: KNOWN_FACTS }),
                 }))
@@ -261,6 +251,29 @@ impl<'de> Deserialize<'de> for FactRecord {
             }
         }
         deserializer.deserialize_map(Envelope)
+    }
+}
+
+/// Whether the name of a field is this one.
+struct Is<'a>(&'a str);
+
+impl<'de> DeserializeSeed<'de> for Is<'_> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_identifier(self)
+    }
+}
+
+impl Visitor<'_> for Is<'_> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name of a field")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<bool, E> {
+        Ok(name == self.0)
     }
 }
 

@@ -13,6 +13,7 @@ use super::kafka::STATISTICS_INTERVAL_MS;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Labels, Series};
 
+const STATISTICS_INTERVAL: &str = "statistics.interval.ms";
 /// Partitions of one group in this process whose lag is told.
 const PARTITIONS_MAX: usize = 1_000;
 
@@ -124,7 +125,9 @@ impl Tail {
 
     /// Settings of the consumer.
     pub fn configured(mut client: ClientConfig) -> ClientConfig {
-        client.set("statistics.interval.ms", STATISTICS_INTERVAL_MS.to_string());
+        if client.get(STATISTICS_INTERVAL).is_none() {
+            client.set(STATISTICS_INTERVAL, STATISTICS_INTERVAL_MS.to_string());
+        }
         client
     }
 }

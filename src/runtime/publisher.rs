@@ -17,7 +17,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
-use rdkafka::{ClientContext, Message as _};
+use rdkafka::{ClientContext, Message as _, Statistics};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -151,7 +151,7 @@ pub(crate) fn register(
 
 /// Takes what librdkafka tells.
 struct Reports {
-    /// Events taken so far: polling takes one, and does not say whether there was one.
+    /// Acknowledgements and errors taken so far: polling takes one event, and does not say whether there was one.
     taken: AtomicU64,
     begun: Instant,
     in_flight: Gauge<u64, AtomicU64>,
@@ -210,6 +210,11 @@ impl ClientContext for Reports {
         self.count();
         tracing::warn!(%error, reason, "the producer's connection");
     }
+
+    /// Whoever asks for them in `kafka.properties` gets those of the consumers; these are no news.
+    fn stats(&self, _: Statistics) {
+        self.count();
+    }
 }
 
 impl ProducerContext for Reports {
@@ -265,7 +270,9 @@ async fn take_events(events: QueueWaker<Reports>) {
         for _ in 0..EVENTS_PER_TURN {
             let before = producer.context().taken.load(Ordering::Relaxed);
             producer.poll(Duration::ZERO);
-            if producer.context().taken.load(Ordering::Relaxed) == before {
+            // A log line or statistics may be what was taken, and nothing is counted then: acknowledgements wait behind them,
+            // and nobody is woken for these before the queue was empty.
+            if producer.context().taken.load(Ordering::Relaxed) == before && events.is_empty() {
                 return Poll::<()>::Pending;
             }
         }

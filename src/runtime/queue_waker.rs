@@ -11,7 +11,8 @@ use std::task::Waker;
 
 use futures_util::task::AtomicWaker;
 use rdkafka::bindings::{
-    rd_kafka_queue_cb_event_enable, rd_kafka_queue_destroy, rd_kafka_queue_get_main, rd_kafka_queue_t, rd_kafka_t,
+    rd_kafka_queue_cb_event_enable, rd_kafka_queue_destroy, rd_kafka_queue_get_main, rd_kafka_queue_length,
+    rd_kafka_queue_t, rd_kafka_t,
 };
 use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext};
 
@@ -24,7 +25,7 @@ pub struct QueueWaker<C: ProducerContext + 'static> {
     waker: Box<AtomicWaker>,
 }
 
-// SAFETY: librdkafka's queues may be used from any thread, and this one is only disabled and destroyed, once, in `drop`.
+// SAFETY: librdkafka's queues may be used from any thread, and this one is disabled and destroyed only once, in `drop`.
 unsafe impl<C: ProducerContext> Send for QueueWaker<C> {}
 // SAFETY: by reference only the waker is touched, which is made for that.
 unsafe impl<C: ProducerContext> Sync for QueueWaker<C> {}
@@ -51,6 +52,12 @@ impl<C: ProducerContext> QueueWaker<C> {
     /// The task to wake; register before looking into the queue, so that nothing between is missed.
     pub fn register(&self, waker: &Waker) {
         self.waker.register(waker);
+    }
+
+    /// Whether librdkafka has nothing to tell.
+    pub fn is_empty(&self) -> bool {
+        // SAFETY: the queue is ours until `drop`.
+        unsafe { rd_kafka_queue_length(self.queue) == 0 }
     }
 
     pub fn producer(&self) -> &BaseProducer<C> {

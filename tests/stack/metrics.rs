@@ -24,7 +24,8 @@ async fn scrape(gateway: &Process) -> BTreeMap<String, f64> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_tells_what_the_guide_says_and_counts_each_leg_of_a_request() {
     let mut config = stack().isolated("metrics").await;
-    config.kafka.properties.0.insert("statistics.interval.ms".into(), "200".into());
+    // Of all clients, the producer too: acknowledgements come in between.
+    config.kafka.properties.0.insert("statistics.interval.ms".into(), "20".into());
     let mut gateway = run(&config, "gateway");
     gateway.ready().await;
     let key = key(&config, "org_demo");
