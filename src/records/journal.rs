@@ -179,10 +179,11 @@ macro_rules! facts {
 
         impl FactRecord {
             /// Reads the field that the kind names straight into the fact: an envelope of all of them would be large, and looking
-            /// up the names of all the others costs more than the fact. `kind` is the first field of every schema.
+            /// up the names of all the others costs more than the fact. `kind` is before all kinds in every schema.
             fn read<'de, A: MapAccess<'de>>(mut envelope: A) -> Result<Self, A::Error> {
-                if envelope.next_key_seed(Is("kind"))? != Some(true) {
-                    return Err(A::Error::custom("a fact's envelope does not begin with its kind"));
+                while !envelope.next_key_seed(Is("kind"))?.ok_or_else(|| A::Error::missing_field("kind"))? {
+                    // Only what a newer version adds stands before it.
+                    envelope.next_value::<IgnoredAny>()?;
                 }
                 let (kind, mut found) = (envelope.next_value::<Kind>()?.0, None);
                 while let Some(is_wanted) = envelope.next_key_seed(Is(&kind))? {
