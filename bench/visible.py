@@ -18,6 +18,8 @@ import time
 import urllib.parse
 import urllib.request
 
+# The simulator takes half a second for an answer.
+CONNECTIONS = 256
 QUERY_EVERY = 0.05
 GIVE_UP = 60.0
 
@@ -56,7 +58,7 @@ def query(sql):
 
 
 def main():
-    threads = [threading.Thread(target=ask) for _ in range(64)]
+    threads = [threading.Thread(target=ask) for _ in range(CONNECTIONS)]
     begun = time.monotonic() + 0.5
     count = int(arguments.rate * arguments.seconds)
     for number in range(count):
