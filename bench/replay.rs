@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use sha2::{Digest as _, Sha256};
 use tollstream::archive::container::{Archived, Writing};
@@ -295,7 +296,9 @@ fn publish(brokers: &str, registry: &str, prefix: &str, records: &[ControlRecord
     let send = |topic: Topic, partition: i32, payload: &[u8]| {
         let name = kafka::topic_name(&config.kafka, topic);
         let mut record = BaseRecord::<(), [u8]>::to(&name).partition(partition).payload(payload);
-        while let Err((_, back)) = producer.send(record) {
+        while let Err((error, back)) = producer.send(record) {
+            let is_full = error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull);
+            assert!(is_full, "{name}/{partition}: {error}; the topics need {PARTITIONS} partitions");
             producer.poll(Duration::from_millis(10));
             record = back;
         }

@@ -33,7 +33,7 @@ url = "$clickhouse"
 [admin]
 listen = "127.0.0.1:$admin_port"
 TOML
-"$tollstream" topology apply --config "$work/tollstream.toml" --yes >/dev/null
+"$tollstream" topology apply --config "$work/tollstream.toml" --partitions 12 --yes >/dev/null
 "$day" "$requests" "$work/day" "$kafka" "$registry" "day."
 rm -rf "$work/day"
 
