@@ -178,9 +178,19 @@ async fn behave(client: &reqwest::Client, description: &Description, fault: Opti
 
 /// Leaves nothing of the day behind but what was asked: its key is revoked, and the simulator behaves as before.
 async fn restore(client: &reqwest::Client, description: &Description, key_id: &str) -> anyhow::Result<()> {
+    let revoked = revoke(client, description, key_id).await.context("revoking the key of the day");
+    // Whatever became of the other.
+    calm(client, description).await.context("letting the simulator behave as before")?;
+    revoked
+}
+
+async fn revoke(client: &reqwest::Client, description: &Description, key_id: &str) -> anyhow::Result<()> {
     let url = format!("{}/admin/v1/keys/{key_id}/revoke", description.admin);
-    let gone = client.post(url).bearer_auth(&description.admin_key).send().await?;
-    gone.error_for_status().context("revoking the key of the day")?;
+    client.post(url).bearer_auth(&description.admin_key).send().await?.error_for_status()?;
+    Ok(())
+}
+
+async fn calm(client: &reqwest::Client, description: &Description) -> anyhow::Result<()> {
     let Some(simulator) = &description.simulator else { return Ok(()) };
     let base = simulator.trim_end_matches('/').trim_end_matches("/v1");
     client.put(format!("{base}/admin/behavior")).json(&json!({})).send().await?.error_for_status()?;

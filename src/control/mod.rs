@@ -340,23 +340,27 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_price_follows_time_and_size() {
-        let deployment = Deployment {
+    fn deployment(prices: Vec<PriceEntry>) -> Deployment {
+        Deployment {
             id: DeploymentId::parse("d").unwrap(),
             provider: "p".into(),
             upstream_model: "m".into(),
             base_url: "u".into(),
             region: "r".into(),
             credential: "none".into(),
-            prices: vec![
-                entry(10, None, Some(100), 1),
-                entry(10, Some(101), None, 2),
-                entry(20, None, Some(100), 3),
-                entry(20, Some(101), None, 4),
-            ],
+            prices,
             weight: None,
-        };
+        }
+    }
+
+    #[test]
+    fn the_price_follows_time_and_size() {
+        let deployment = deployment(vec![
+            entry(10, None, Some(100), 1),
+            entry(10, Some(101), None, 2),
+            entry(20, None, Some(100), 3),
+            entry(20, Some(101), None, 4),
+        ]);
         let input = |at, tokens| deployment.price_at(Timestamp::from_millis(at), tokens).map(|entry| entry.input.get());
         let table = [
             (9, Some(1), None),
@@ -379,16 +383,6 @@ mod tests {
 
     #[test]
     fn a_price_is_in_force_where_newer_ones_leave_sizes_to_it() {
-        let deployment = |prices| Deployment {
-            id: DeploymentId::parse("d").unwrap(),
-            provider: "p".into(),
-            upstream_model: "m".into(),
-            base_url: "u".into(),
-            region: "r".into(),
-            credential: "none".into(),
-            prices,
-            weight: None,
-        };
         let in_force = |prices| {
             let deployment = deployment(prices);
             let entries = deployment.prices_at(Timestamp::from_millis(50));
