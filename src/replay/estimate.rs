@@ -30,7 +30,7 @@ const OUTPUT_FACTOR: u64 = 2;
 /// Models and deployments of which answers are remembered at the most; control has far fewer.
 const KNOWN_MAX: usize = 10_000;
 /// Answers that are kept of which the size is remembered at the most.
-const KEPT_MAX: usize = 1_000_000;
+const KEPT_MAX: usize = 100_000;
 
 /// A mean of whole numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
